@@ -1,0 +1,131 @@
+"""What is measured: one line per step and rank, and the summary of a trial. SI units and bytes."""
+
+from __future__ import annotations
+
+from egobench.spec.strict import Record
+
+
+class StepRecord(Record):
+    """One optimizer update as one rank saw it (a line of `ranks/<rank>.jsonl`)."""
+
+    step: int
+    step_time_s: float
+    """Wall time of the whole update; evaluation, checkpointing and profiling never count."""
+    data_s: float
+    """Waiting for the batch and moving it to the device."""
+    forward_s: float
+    backward_s: float
+    """Gradient computation, without the communication that it did not hide."""
+    communication_s: float
+    """Exposed communication: from the last gradient's readiness to the end of its reduction."""
+    optimizer_s: float
+    """Clipping, update and zeroing."""
+    loss: float
+    """Mean over this rank's supervised tokens."""
+    grad_norm: float
+    """Global norm before clipping."""
+    learning_rate: float
+    num_samples: int
+    image_tokens: int
+    text_tokens: int
+    """Tokens that are neither image tokens nor padding, supervised ones included."""
+    supervised_tokens: int
+    padding_tokens: int
+    peak_allocated_bytes: int
+    """CUDA: max_memory_allocated so far. CPU: peak RSS so far minus the RSS before the model was built."""
+    peak_reserved_bytes: int | None = None
+    """CUDA: max_memory_reserved so far."""
+    started_at: float = 0.0
+    """Unix time, s."""
+
+
+class MergedStep(Record):
+    """One optimizer update over all ranks (a line of `steps.jsonl`): times are the slowest rank's, counts are sums."""
+
+    step: int
+    step_time_s: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    communication_s: float
+    optimizer_s: float
+    loss: float
+    """Mean over all ranks' supervised tokens."""
+    grad_norm: float
+    learning_rate: float
+    num_samples: int
+    image_tokens: int
+    text_tokens: int
+    supervised_tokens: int
+    padding_tokens: int
+    peak_allocated_bytes: int
+    """Largest over the ranks."""
+    peak_reserved_bytes: int | None = None
+    steady: bool = False
+    """Inside the steady-state window that throughput is computed over."""
+
+
+class Answers(Record):
+    """Accuracy over the validation questions, SQuAD v2 rule, in points of 0-100."""
+
+    num_questions: int
+    em: float
+    em_low: float
+    """Bootstrap over questions, 95 %."""
+    em_high: float
+    f1: float
+    f1_low: float
+    f1_high: float
+    eval_time_s: float
+    generated_tokens: int
+
+
+class Measures(Record):
+    """The summary of a trial, derived from its step lines by `records/summary.py`."""
+
+    num_steps: int
+    steady_first_step: int
+    """First step of the steady-state window; earlier steps are warm-up."""
+    num_steady_steps: int
+    step_time_s: float
+    """Mean over the window of the slowest rank's step."""
+    step_time_p50_s: float
+    step_time_p95_s: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    communication_s: float
+    optimizer_s: float
+    tokens_per_s: float
+    """Effective: image and text tokens, all ranks, no padding."""
+    total_tokens_per_s: float
+    """With padding."""
+    samples_per_s: float
+    supervised_tokens_per_s: float
+    image_tokens: int
+    """Sum over the window, all ranks; so are the next three."""
+    text_tokens: int
+    supervised_tokens: int
+    padding_tokens: int
+    peak_allocated_bytes: int | None
+    """Largest over ranks; None on a CPU site."""
+    peak_reserved_bytes: int | None
+    peak_nvml_used_bytes: int | None
+    peak_rss_growth_bytes: int | None
+    """CPU sites: peak RSS minus the RSS before the model was built, largest over ranks."""
+    energy_j: float | None
+    """GPU energy over the window, all ranks; None without NVML."""
+    power_w: float | None
+    gpu_utilisation: float | None
+    """Mean over the window, 0-1."""
+    num_parameters: int
+    num_trainable_parameters: int
+    first_loss: float
+    final_loss: float
+    before: Answers | None = None
+    after: Answers | None = None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Return the peak that the site can measure: allocated on a GPU, RSS growth on a CPU."""
+        return self.peak_allocated_bytes if self.peak_allocated_bytes is not None else self.peak_rss_growth_bytes

@@ -1,0 +1,38 @@
+"""What one rank leaves behind: its summary, or its failure (`ranks/<rank>.json`)."""
+
+from __future__ import annotations
+
+from egobench.records.measures import Answers
+from egobench.records.outcome import Failure, OutcomeName
+from egobench.spec.strict import Record
+
+
+class RankSummary(Record):
+    """What a rank that finished knows beyond its step lines."""
+
+    num_parameters: int
+    num_trainable_parameters: int
+    first_step_at: float
+    """Unix time at the start of the first step, s."""
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_nvml_used_bytes: int | None = None
+    peak_rss_growth_bytes: int | None = None
+    energy_j: float | None = None
+    """This rank's GPU, over the steady-state window."""
+    power_w: float | None = None
+    gpu_utilisation: float | None = None
+    before: Answers | None = None
+    """Rank 0 only; so is `after`."""
+    after: Answers | None = None
+
+
+class RankReport(Record):
+    """`ranks/<rank>.json`: written once, last."""
+
+    rank: int
+    outcome: OutcomeName
+    at: float
+    """Unix time, s: the first failing rank is the one with the smallest."""
+    failure: Failure | None = None
+    summary: RankSummary | None = None

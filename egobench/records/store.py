@@ -1,0 +1,177 @@
+"""All paths of a sweep, and the only ways to write into it: atomic documents, append-only lines.
+
+runs/<sweep>/sweep.json                      the resolved plan
+runs/<sweep>/lock                            held by the one `egobench sweep` that drives it
+runs/<sweep>/allocations/<n>/                an allocation: its trials, its lock, its log
+runs/<sweep>/<cell>/<trial>/trial.json       what to run
+                           /running.json     claim of the allocation that runs it now
+                           /outcome.json     how it ended
+                           /steps.jsonl      one line per update, all ranks
+                           /ranks/<r>.jsonl  one line per update of one rank
+                           /ranks/<r>.json   what the rank said last: its summary or its failure
+                           /ranks/<r>.pulse  where the rank is right now (memory-mapped)
+                           /provenance.json  code, packages, hardware
+                           /predictions.{before,after}.jsonl
+                           /log/<r>.{out,err}
+                           /attempts/<k>/    what an earlier, interrupted attempt left
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from egobench.errors import EnvironmentProblem
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """Every path of one trial."""
+
+    folder: Path
+
+    @property
+    def trial(self) -> Path:
+        return self.folder / "trial.json"
+
+    @property
+    def running(self) -> Path:
+        return self.folder / "running.json"
+
+    @property
+    def outcome(self) -> Path:
+        return self.folder / "outcome.json"
+
+    @property
+    def steps(self) -> Path:
+        return self.folder / "steps.jsonl"
+
+    @property
+    def provenance(self) -> Path:
+        return self.folder / "provenance.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.folder / "attempts"
+
+    @property
+    def ranks(self) -> Path:
+        return self.folder / "ranks"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def rank_steps(self, rank: int) -> Path:
+        return self.ranks / f"{rank}.jsonl"
+
+    def rank_report(self, rank: int) -> Path:
+        return self.ranks / f"{rank}.json"
+
+    def rank_pulse(self, rank: int) -> Path:
+        return self.ranks / f"{rank}.pulse"
+
+    def rank_log(self, rank: int, stream: str = "err") -> Path:
+        return self.log / f"{rank}.{stream}"
+
+    def predictions(self, when: str) -> Path:
+        return self.folder / f"predictions.{when}.jsonl"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """Every path of one sweep."""
+
+    folder: Path
+
+    @property
+    def sweep(self) -> Path:
+        return self.folder / "sweep.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def allocations(self) -> Path:
+        return self.folder / "allocations"
+
+    def trial(self, cell_id: str, trial: int) -> TrialPaths:
+        return TrialPaths(self.folder / cell_id / str(trial))
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into an `EnvironmentProblem` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise EnvironmentProblem(
+                f"{path}: cannot write: {os.strerror(error.errno)}; "
+                "free some space or choose another --runs folder, then run the same command again"
+            ) from error
+        raise
+
+
+def write_document(path: Path, document: BaseModel | dict[str, Any]) -> None:
+    """Write a JSON document so that a reader sees the old one or the whole new one, never a part.
+
+    Raises:
+        EnvironmentProblem: the disk is full or not writable; nothing is left behind.
+    """
+    data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
+    write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(scratch, path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def read_document(path: Path, model: type[Model]) -> Model | None:
+    """Read a document; None where there is none, or none that is whole."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def append_line(path: Path, record: BaseModel | dict[str, Any]) -> None:
+    """Append one JSON line."""
+    data = record.model_dump(mode="json") if isinstance(record, BaseModel) else record
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(data) + "\n")
+
+
+def read_lines(path: Path, model: type[Model]) -> list[Model]:
+    """Read all whole lines; a half-written last line is not a line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    whole = text[: text.rfind("\n") + 1]
+    return [model.model_validate_json(line) for line in whole.splitlines() if line.strip()]

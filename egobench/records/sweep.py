@@ -1,0 +1,60 @@
+"""The plan as a record: `sweep.json`, and what `egobench plan --json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from egobench.records.outcome import OUTCOMES, OutcomeName
+from egobench.records.trial import Drill
+from egobench.spec.site import Site
+from egobench.spec.strict import Record
+from egobench.spec.targets import Targets
+from egobench.spec.workload import Workload
+
+
+class PlannedCell(Record):
+    """One point of the matrix and what the plan decided about it."""
+
+    cell_id: str
+    axes: dict[str, Any]
+    outcome: OutcomeName
+    """`pending`: to be run; `incompatible`: dropped, for the reason given."""
+    because: str = ""
+    """Why the point was dropped; empty for a point that runs."""
+    drill: Drill | None = None
+
+
+class Sweep(Record):
+    """`sweep.json`: the matrix resolved, in the order in which cells were written."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    matrix: str
+    """The matrix file, as given."""
+    matrix_text: str
+    """Its text, so that the report stands alone."""
+    base_folder: str
+    """Folder that relative paths of workloads start from (absolute)."""
+    site_name: str
+    site: Site
+    workloads: dict[str, Workload]
+    varied: tuple[str, ...]
+    """Axes with more than one value, in the matrix's order: what distinguishes the cells."""
+    trials: int
+    baseline: str | None
+    """cell_id that the others are compared with."""
+    targets: Targets
+    cells: tuple[PlannedCell, ...]
+
+    def runnable(self) -> tuple[PlannedCell, ...]:
+        """Return the cells that are to be run."""
+        return tuple(cell for cell in self.cells if cell.outcome == "pending")
+
+
+def count_outcomes(outcomes: Iterable[OutcomeName]) -> dict[str, int]:
+    """Return the ledger: a count per outcome (all of them, zeros included) and `planned`, their sum."""
+    ledger: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
+    for outcome in outcomes:
+        ledger[outcome] += 1
+    return {"planned": sum(ledger.values()), **ledger}
