@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue
 
 from egobench.spec.strict import Strict
+
+MODEL_PATCH_PX: Final[dict[str, int]] = {
+    "egotiny": 8,
+    "internvl-small": 14,
+    "internvl3-1b": 14,
+    "internvl3-2b": 14,
+    "internvl3-8b": 14,
+    "internvl3-14b": 14,
+    "internvl3-38b": 14,
+}
+"""Named model -> side of its tower's patch; 2 x 2 patches become one image token of the LLM."""
+SHIPPED_WEIGHTS: Final = ("egotiny",)
+"""Named models whose weights come with egobench."""
+DATA_FORMATS: Final = ("egoworld", "egothink", "egobench", "sharegpt", "messages")
+"""What `data.format` may say."""
 
 
 class ModelSpec(Strict):

@@ -1,0 +1,70 @@
+"""From a matrix to the records that the rest of egobench runs on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from egobench.plan.cells import Expansion, expand
+from egobench.plan.verdicts import drill_at
+from egobench.records.sweep import PlannedCell, Sweep
+from egobench.records.trial import Cell
+from egobench.spec.axes import AXES
+from egobench.spec.matrix import LoadedMatrix
+from egobench.spec.workload import Workload
+
+
+def plan(loaded: LoadedMatrix) -> Sweep:
+    """Resolve a matrix into the record that is run, kept and reported.
+
+    Raises:
+        InvalidInput: a selection that selects nothing, a baseline that is not one cell.
+    """
+    return sweep_of(expand(loaded))
+
+
+def sweep_of(expansion: Expansion) -> Sweep:
+    """Return an expansion as a record, every cell written out."""
+    loaded = expansion.loaded
+    return Sweep(
+        name=loaded.matrix.name,
+        matrix=loaded.source.path,
+        matrix_text=loaded.text,
+        base_folder=str(loaded.folder),
+        site_name=loaded.site_name,
+        site=loaded.site,
+        workloads=loaded.rebased_workloads(),
+        varied=expansion.varied,
+        trials=loaded.matrix.trials,
+        baseline=expansion.baseline,
+        targets=loaded.matrix.targets,
+        cells=tuple(
+            PlannedCell(
+                cell_id=cell_id,
+                axes=axes_of(members),
+                outcome="incompatible" if mark.because else "pending",
+                because=mark.because,
+                drill=drill_at(loaded, mark.drill),
+            )
+            for cell_id, members, mark in expansion.cells()
+        ),
+    )
+
+
+def axes_of(members: str) -> dict[str, Any]:
+    """Return the axes of a cell in the order of the axis table."""
+    found = json.loads(f"{{{members}}}")
+    return {name: found[name] for name in (*AXES, *found) if name in found}
+
+
+def to_cell(sweep: Sweep, planned: PlannedCell) -> Cell:
+    """Return a planned cell with its workload, the numbers that are axes written back into it."""
+    workload = _with_axes(sweep.workloads[str(planned.axes["workload"])], planned.axes)
+    return Cell(cell_id=planned.cell_id, axes=planned.axes, workload=workload, drill=planned.drill)
+
+
+def _with_axes(workload: Workload, axes: Mapping[str, Any]) -> Workload:
+    numbers = {name: axes[name] for name in ("learning_rate", "num_steps", "max_length")}
+    recipe = workload.recipe.model_copy(update=numbers)
+    return workload.model_copy(update={"recipe": recipe, "image_px": axes["image_px"]})

@@ -1,0 +1,178 @@
+"""Print a plan: JSON, CSV and Markdown row by row, or a summary for people."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import IO, Any, Final
+
+from egobench.plan.cells import CellText, Expansion
+from egobench.plan.expand import axes_of
+from egobench.plan.tally import Request, Tally, tally
+from egobench.plan.verdicts import drill_at
+from egobench.spec.axes import AXES
+from egobench.spec.layout import Where
+from egobench.units import format_count, significant
+
+_ROWS_AT_ONCE: Final = 4096
+_MOST_SHOWN: Final = 40
+_COLUMNS: Final = ("cell_id", "outcome", "because", *AXES)
+
+
+def tally_of(expansion: Expansion, only: Where | None) -> Tally:
+    """Sum up the cells that `only` selects."""
+    loaded = expansion.loaded
+    return tally(expansion.counts(only), loaded.site, loaded.matrix.trials)
+
+
+def write_json(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
+    """Write one JSON document; cells are streamed, so that its size does not matter."""
+    loaded, counts = expansion.loaded, tally_of(expansion, only)
+    head: dict[str, Any] = {
+        "schema_version": 1,
+        "name": loaded.matrix.name,
+        "matrix": loaded.source.path,
+        "site": loaded.site_name,
+        "trials": loaded.matrix.trials,
+        "varied": expansion.varied,
+        "baseline": expansion.baseline,
+        "ledger": counts.ledger,
+        "dropped": [{"because": because, "num_cells": count} for because, count in counts.dropped.items()],
+        "requests": [asdict(request) for request in counts.requests],
+    }
+    stream.write(json.dumps(head, indent=1)[:-2] + ',\n "cells": [')
+    lines, before = _json_cells(expansion, only), "\n  "
+    while rows := list(itertools.islice(lines, _ROWS_AT_ONCE)):
+        stream.write(before + ",\n  ".join(rows))
+        before = ",\n  "
+    stream.write("\n ]\n}\n")
+
+
+def _json_cells(expansion: Expansion, only: Where | None) -> Iterator[str]:
+    ends: dict[object, str] = {}
+    for cell_id, members, mark in expansion.cells(only):
+        end = ends.get(mark)
+        if end is None:
+            drill = drill_at(expansion.loaded, mark.drill)
+            facts: dict[str, Any] = {"outcome": _outcome(mark.because), "because": mark.because}
+            if drill is not None:
+                facts["drill"] = drill.model_dump(mode="json")
+            end = ends[mark] = "}, " + json.dumps(facts)[1:]
+        yield f'{{"cell_id": "{cell_id}", "axes": {{{members}{end}'
+
+
+def _outcome(because: str) -> str:
+    return "incompatible" if because else "pending"
+
+
+def _row(cell: CellText) -> list[Any]:
+    cell_id, members, mark = cell
+    axes = axes_of(members)
+    return [cell_id, _outcome(mark.because), mark.because, *(axes[name] for name in AXES)]
+
+
+def write_csv(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
+    """Write one CSV row per cell."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(map(_row, expansion.cells(only)))
+
+
+def write_markdown(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
+    """Write a Markdown table: the varied axes, outcome and reason of every cell."""
+    columns = ("cell_id", *expansion.varied, "outcome", "because")
+    stream.write(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n")
+    for cell in expansion.cells(only):
+        values = dict(zip(_COLUMNS, _row(cell), strict=True))
+        stream.write("| " + " | ".join(str(values[column]).replace("|", "\\|") for column in columns) + " |\n")
+
+
+def write_summary(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
+    """Write what runs, what was dropped and why, and what the cluster is asked for."""
+    for line in summary(expansion, only):
+        stream.write(line + "\n")
+
+
+def summary(expansion: Expansion, only: Where | None) -> Iterator[str]:
+    """Yield the lines of the summary."""
+    matrix, counts = expansion.loaded.matrix, tally_of(expansion, only)
+    yield f"{matrix.name}: {matrix.why}"
+    yield ""
+    yield from _cells_that_run(expansion, only, counts)
+    yield from _dropped(counts)
+    yield from _asked(expansion, counts)
+    parts = " + ".join(f"{count:,} {name}" for name, count in counts.ledger.items() if count and name != "planned")
+    yield f"ledger: {counts.ledger['planned']:,} planned = {parts or '0'}"
+
+
+def _cells_that_run(expansion: Expansion, only: Where | None, counts: Tally) -> Iterator[str]:
+    num_runs = counts.ledger["pending"]
+    if not num_runs:
+        yield "No cell runs."
+        yield ""
+        return
+    runs = (cell for cell in expansion.cells(only) if not cell[2].because)
+    rows = [_shown(expansion, cell) for cell in itertools.islice(runs, _MOST_SHOWN)]
+    yield f"Runs: {_plural(num_runs, 'cell')} x {_plural(expansion.loaded.matrix.trials, 'trial')}"
+    yield from _table([["", *expansion.varied, "cell"], *rows])
+    if num_runs > len(rows):
+        yield f"  ... and {num_runs - len(rows):,} more (--json, --csv or --md lists all)"
+    yield ""
+
+
+def _shown(expansion: Expansion, cell: CellText) -> list[str]:
+    cell_id, members, mark = cell
+    axes = axes_of(members)
+    note = " (drill)" if mark.drill is not None else ""
+    sign = "*" if cell_id == expansion.baseline else ""
+    return [sign, *(str(axes[name]) for name in expansion.varied), cell_id + note + (" (baseline)" if sign else "")]
+
+
+def _dropped(counts: Tally) -> Iterator[str]:
+    if not counts.dropped:
+        return
+    yield f"Dropped: {_plural(counts.ledger['incompatible'], 'point')}"
+    for because, count in itertools.islice(counts.dropped.items(), _MOST_SHOWN):
+        yield f"  {count:>9,}  {because}"
+    if len(counts.dropped) > _MOST_SHOWN:
+        yield f"  ... and {len(counts.dropped) - _MOST_SHOWN:,} more reasons"
+    yield ""
+
+
+def _asked(expansion: Expansion, counts: Tally) -> Iterator[str]:
+    if not counts.requests:
+        return
+    site = expansion.loaded.site
+    unit = "GPU" if site.device == "cuda" else "rank"
+    limit = significant(site.trial_time_limit_s / 60)
+    yield f"Asks of site {expansion.loaded.site_name} ({site.gpu or site.device}), at most {limit} min per trial:"
+    rows = [_request_row(request, unit) for request in counts.requests]
+    yield from _table(rows)
+    hours = sum(request.gpu_hours_at_most for request in counts.requests)
+    prices = [request.cost_at_most for request in counts.requests if request.cost_at_most is not None]
+    cost = f", {format_count(round(sum(prices), 2))} at the site's price" if prices else ""
+    yield f"  at most {format_count(hours)} {unit}-hours{cost}"
+    yield ""
+
+
+def _request_row(request: Request, unit: str) -> list[str]:
+    return [
+        "",
+        f"{_plural(request.nodes, 'node')} x {_plural(request.gpus_per_node, unit)}",
+        _plural(request.num_cells, "cell"),
+        _plural(request.num_trials, "trial"),
+        f"at most {format_count(request.gpu_hours_at_most)} {unit}-hours",
+    ]
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")

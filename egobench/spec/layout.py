@@ -1,0 +1,76 @@
+"""The shape of a matrix file. How its values are checked is in `values.py`, how it is read in `matrix.py`."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from egobench.records.trial import Drill
+from egobench.spec.strict import Strict
+from egobench.spec.targets import Targets
+from egobench.spec.workload import Workload
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Of a sweep, a workload and a site: names become folders and file names."""
+
+Where = dict[str, tuple[Any, ...]]
+"""Axis -> accepted values; a point is selected if it has one of them on every axis named."""
+
+
+class Exclude(Strict):
+    """Points that are not to be run."""
+
+    where: Where = Field(strict=False)
+    """Axis -> value or list of values; all axes named must match."""
+    because: str = Field(min_length=1)
+    """Why; shown beside every dropped point."""
+
+
+class PlacedDrill(Drill):
+    """A rehearsed failure of the cells that `where` selects."""
+
+    model_config = Strict.model_config
+
+    where: Where = Field(strict=False)
+    """Axis -> value or list of values; all axes named must match."""
+
+
+class Variant(Strict):
+    """A compressed variant of the model that the selected cells train."""
+
+    name: Literal["distilled", "awq", "int8", "fp8"]
+    """Kind of compression."""
+    where: Where = Field(default={}, strict=False)
+    """Axis -> value or list of values; default: every cell."""
+
+
+class Matrix(Strict):
+    """What is compared with what: one YAML that a person writes."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Name of the sweep and of its folder under runs/."""
+    why: str
+    """One sentence: the question that this matrix answers."""
+    site: str = Field(default="local", pattern=NAME_PATTERN)
+    """`local` (CPU ranks on this machine), or the name of a file in slurm_templates/."""
+    workloads: dict[str, Workload] = {}
+    """Workloads written here instead of in a file of benchmarks/."""
+    axes: dict[str, tuple[Any, ...]] = Field(default={}, strict=False)
+    """Axis -> list of values; lists are crossed, the first axis varies slowest."""
+    zip: tuple[dict[str, tuple[Any, ...]], ...] = Field(default=(), strict=False)
+    """Groups of axes whose lists move together: first with first, second with second."""
+    include: tuple[dict[str, Any], ...] = Field(default=(), strict=False)
+    """Points added to the product; axes left out get their defaults."""
+    exclude: tuple[Exclude, ...] = Field(default=(), strict=False)
+    """Points dropped, each with the reason."""
+    baseline: Where | None = Field(default=None, strict=False)
+    """Selects the one cell that the others are compared with."""
+    targets: Targets = Targets()
+    """What the sweep must show against the baseline."""
+    trials: int = Field(default=1, ge=1)
+    """Repeats of each cell in fresh processes; 5 or more give an interval."""
+    variants: tuple[Variant, ...] = Field(default=(), strict=False)
+    """Compressed variants of what the cells train."""
+    drills: tuple[PlacedDrill, ...] = Field(default=(), strict=False)
+    """Rehearsed failures: the selected cells misbehave on purpose."""
