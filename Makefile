@@ -30,3 +30,10 @@ $(VENV)/.dev: $(VENV)/.worker
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
+
+# What a lent H200 machine lacks (Python 3.12, no network): see benchmarks/h200.sh
+.PHONY: wheels
+wheels: $(VENV)/.worker
+	mkdir -p .whl && $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	    --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl \
+	    --constraint constraints.txt pydantic pydantic_core annotated-types typing-inspection

@@ -119,11 +119,11 @@ GPUS: Final[dict[str, Gpu]] = {
         ),
         _row(
             "RTX4090-24GB", 24, 1.008, _peaks(82.6, 82.6, 165.2, 330, 660), (8, 9), ("PCIe4 (no P2P)", 31),
-            ("NVIDIA GeForce RTX 4090",), "NVIDIA Ada whitepaper (not re-checked); fp16 and bf16 with fp32 accumulation",
+            ("NVIDIA GeForce RTX 4090",), "NVIDIA Ada whitepaper (not re-checked; fp32 accumulation)",
         ),
         _row(
             "RTX3090-24GB", 24, 0.936, _peaks(35.6, 35.6, 71, None, 284), (8, 6), ("PCIe4", 31),
-            ("NVIDIA GeForce RTX 3090",), "NVIDIA GA102 whitepaper (not re-checked); fp16 and bf16 with fp32 accumulation",
+            ("NVIDIA GeForce RTX 3090",), "NVIDIA GA102 whitepaper (not re-checked; fp32 accumulation)",
         ),
         _row(
             "A10-24GB", 24, 0.6, _peaks(31.2, 62.5, 125, None, 250), (8, 6), ("PCIe4", 31),
@@ -135,7 +135,7 @@ GPUS: Final[dict[str, Gpu]] = {
         ),
         _row(
             "Jetson AGX Orin 64GB", 64, 0.2048, _peaks(5.3, None, 42.5, None, 170), (8, 7), ("none", None),
-            ("Orin",), f"{_NVIDIA}en-us/autonomous-machines/embedded-systems/jetson-orin/ (not re-checked; memory shared with the CPU)",
+            ("Orin",), f"{_NVIDIA}en-us/autonomous-machines/embedded-systems/jetson-orin/ (not re-checked)",
         ),
     )
 }  # fmt: skip

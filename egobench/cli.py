@@ -1,0 +1,294 @@
+"""The command line: arguments in, exit code out. What the commands do lives in their rooms."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from egobench import __version__
+from egobench.errors import EXIT_OK, EgobenchError, InvalidInput
+
+
+def _leave(code: object, **_: object) -> None:
+    """Turn what a command returned into the exit code."""
+    raise typer.Exit(code if isinstance(code, int) else EXIT_OK)
+
+
+app = typer.Typer(
+    name="egobench",
+    help="Benchmark the fine-tuning of vision-language models on egocentric question answering.\n\n"
+    "The way through: `egobench plan matrix.yaml`, `egobench sweep matrix.yaml`, `egobench report`.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    result_callback=_leave,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+data_app = typer.Typer(help="Look at and convert data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Matrix = Annotated[Path, typer.Argument(help="The matrix: a YAML file.")]
+SweepName = Annotated[
+    str | None, typer.Argument(metavar="[SWEEP]", help="Name or folder of a sweep; default: the newest one.")
+]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the sweeps.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Only = Annotated[
+    str | None, typer.Option(help="Only these cells, as in 'strategy=ddp,gpus=1|2' (comma: and; bar: or).")
+]
+RUNS = Path("runs")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"egobench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="Matrix, workload or site files.")]) -> int:
+    """Check YAML files; report all mistakes at once."""
+    from egobench.plan.cells import expand
+    from egobench.spec import command
+
+    # Also what only the plan can tell: a selection that selects nothing, a baseline that is not one cell.
+    return command.validate_command(files, also=expand)
+
+
+@app.command()
+def schema(which: Annotated[str, typer.Argument(help="matrix, workload or site.")] = "matrix") -> int:
+    """Print the JSON schema of a YAML file, for editors."""
+    from egobench.spec import command
+
+    return command.schema_command(which)
+
+
+@app.command()
+def plan(
+    matrix: Matrix = Path("matrix.yaml"),
+    only: Only = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per cell.")] = False,
+    as_md: Annotated[bool, typer.Option("--md", help="Print a Markdown table.")] = False,
+) -> int:
+    """Show the cells of a matrix and what was dropped.
+
+    Every cell with its id, every dropped point with its reason, the ledger, and what the cluster would be asked for.
+    """
+    from egobench.plan import command
+
+    forms: tuple[tuple[command.Format, bool], ...] = (("json", as_json), ("csv", as_csv), ("md", as_md))
+    chosen = [form for form, wanted in forms if wanted]
+    if len(chosen) > 1:
+        raise typer.BadParameter("choose one of --json, --csv and --md")
+    return command.plan_command(matrix, chosen[0] if chosen else "summary", only)
+
+
+@app.command()
+def sweep(
+    matrix: Matrix = Path("matrix.yaml"),
+    runs: Runs = RUNS,
+    only: Only = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Run at most this many trials now.")] = None,
+    retry: Annotated[str | None, typer.Option(help="Run trials of these outcomes again, as in 'crash,oom'.")] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Run what is missing of a matrix.
+
+    Run it again at any time, after any interruption: it goes on where it was, and runs nothing twice.
+    """
+    from egobench.launch import command
+
+    return command.sweep_command(
+        matrix, runs=runs, only=only, limit=limit, retry=retry, fail_fast=fail_fast, dry_run=dry_run, as_json=as_json
+    )
+
+
+@app.command()
+def status(
+    name: SweepName = None,
+    runs: Runs = RUNS,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the sweep is over.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Show the ledger and how far a sweep is."""
+    from egobench.launch import command
+
+    return command.status_command(name, runs=runs, watch=watch, as_json=as_json)
+
+
+@app.command()
+def show(
+    cell: Annotated[str, typer.Argument(help="A cell's id, or a part of it that only one cell has.")],
+    name: SweepName = None,
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> int:
+    """Show one cell: its axes, trials and measures."""
+    from egobench.launch import command
+
+    return command.show_command(cell, sweep=name, runs=runs, as_json=as_json)
+
+
+@app.command()
+def logs(
+    cell: Annotated[str, typer.Argument(help="A cell's id, or a part of it that only one cell has.")],
+    name: SweepName = None,
+    runs: Runs = RUNS,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Which repeat; default: the running one, else the first that failed.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
+) -> int:
+    """Print the logs of a trial, all ranks together."""
+    from egobench.launch import command
+
+    return command.logs_command(cell, trial=trial, following=follow, sweep=name, runs=runs)
+
+
+@app.command()
+def cancel(
+    name: SweepName = None,
+    runs: Runs = RUNS,
+    cell: Annotated[str | None, typer.Option(help="Only this cell.")] = None,
+    as_json: Json = False,
+) -> int:
+    """End what runs; the rest stays pending for `sweep`."""
+    from egobench.launch import command
+
+    return command.cancel_command(name, cell=cell, runs=runs, as_json=as_json)
+
+
+@app.command()
+def report(
+    name: SweepName = None,
+    runs: Runs = RUNS,
+    out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("reports"),
+    publish: Annotated[
+        Path | None, typer.Option(help="Also write tables and records fit to commit, as in results/SYSTEM/SWEEP.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit 4 where a stated target is not reached.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Write the report: HTML, CSV, Markdown, pictures."""
+    from egobench.report import command
+
+    return command.report(name, runs=runs, out=out, publish_into=publish, check=check, as_json=as_json)
+
+
+@app.command()
+def verify(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Committed results; default: all of results/.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Re-derive committed tables from their records.
+
+    Exits with 4 where a byte differs.
+    """
+    from egobench.report import command
+
+    return command.verify(folders or [Path("results")], as_json=as_json)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSONL with id, prediction and references on every line.")],
+    metric: Annotated[str, typer.Option(help="squad: EM and F1 by the SQuAD v2 rule.")] = "squad",
+    as_json: Json = False,
+) -> int:
+    """Score anybody's predictions."""
+    from egobench.evaluate.score import score_file
+    from egobench.units import significant
+
+    result = score_file(file, metric)
+    if as_json:
+        _print_json(result)
+    else:
+        for name in ("em", "f1"):
+            low, high = (significant(100 * result[f"{name}_{end}"]) for end in ("low", "high"))
+            print(f"{name.upper()} {significant(100 * result[name])} [{low}, {high}]")
+        print(f"{result['num']:,} answers, {result['metric']}, 95 % bootstrap over questions")
+    return EXIT_OK
+
+
+Format = Annotated[str, typer.Option("--format", help="egoworld, egothink, egobench, sharegpt or messages.")]
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> int:
+    """List the formats that are read and written."""
+    from egobench.data import command
+
+    return command.list_formats(as_json=as_json)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    path: Annotated[str, typer.Argument(help="File or folder of a data set, or home|workshop of egoworld.")],
+    format: Format,
+    as_json: Json = False,
+) -> int:
+    """Count what a data set holds and what it lacks."""
+    from egobench.data import command
+
+    return command.inspect(path, format=format, as_json=as_json)
+
+
+@data_app.command("convert")
+def data_convert(
+    path: Annotated[str, typer.Argument(help="File or folder of a data set, or home|workshop of egoworld.")],
+    out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    format: Format,
+    to: Annotated[str, typer.Option(help="egobench, sharegpt or messages.")] = "egobench",
+    as_json: Json = False,
+) -> int:
+    """Write a data set in another format.
+
+    What cannot be read or converted is counted by reason.
+    """
+    from egobench.data import command
+
+    return command.convert(path, out, format=format, to=to, as_json=as_json)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=1))
+
+
+def _explain(error: EgobenchError) -> None:
+    """Say it on stderr; with --json also as the one document on stdout."""
+    print(f"egobench: {error}" if not isinstance(error, InvalidInput) else str(error), file=sys.stderr)
+    if isinstance(error, InvalidInput) and len(error.mistakes) > 1:
+        print(f"egobench: {len(error.mistakes)} mistakes", file=sys.stderr)
+    if "--json" in sys.argv:
+        mistakes = [vars(mistake) for mistake in error.mistakes] if isinstance(error, InvalidInput) else []
+        problem = {"kind": type(error).__name__, "message": str(error), "mistakes": mistakes}
+        _print_json({"schema_version": 1, "error": problem})
+
+
+def main() -> None:
+    """Run `egobench` and leave with its exit code."""
+    try:
+        app()
+    except EgobenchError as error:
+        _explain(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of a pipe (head, less) had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_OK)
