@@ -35,4 +35,6 @@ class RankReport(Record):
     at: float
     """Unix time, s: the first failing rank is the one with the smallest."""
     failure: Failure | None = None
+    echo: bool = False
+    """The failure is most likely the consequence of another rank's: a lost connection, a reduced gradient with nan."""
     summary: RankSummary | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from egobench.records.outcome import OUTCOMES, OutcomeName
@@ -41,15 +41,21 @@ class Sweep(Record):
     workloads: dict[str, Workload]
     varied: tuple[str, ...]
     """Axes with more than one value, in the matrix's order: what distinguishes the cells."""
+    zipped: tuple[tuple[str, ...], ...] = ()
+    """Groups of axes that the matrix's `zip:` moves together; the report counts each group as one axis."""
     trials: int
-    baseline: str | None
-    """cell_id that the others are compared with."""
+    baselines: dict[str, str] = {}
+    """Workload -> cell_id that its other cells are compared with; a workload without one is not compared."""
     targets: Targets
     cells: tuple[PlannedCell, ...]
 
     def runnable(self) -> tuple[PlannedCell, ...]:
         """Return the cells that are to be run."""
         return tuple(cell for cell in self.cells if cell.outcome == "pending")
+
+    def baseline_of(self, axes: Mapping[str, Any]) -> str | None:
+        """Return the cell_id that a cell with these axes is compared with: its own workload's baseline."""
+        return self.baselines.get(str(axes.get("workload")))
 
 
 def count_outcomes(outcomes: Iterable[OutcomeName]) -> dict[str, int]:

@@ -1,0 +1,70 @@
+"""A trial's folder before and after: claim it, and move aside what an earlier attempt left."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final
+
+from egobench.records.allocation import Claim
+from egobench.records.outcome import Outcome
+from egobench.records.store import TrialPaths, disk_errors, read_document, write_document
+
+_STAYS: Final = frozenset({"trial.json", "attempts"})
+
+
+def attempt_of_leftovers(paths: TrialPaths) -> int | None:
+    """Return the number of the attempt whose files lie in the folder; None where there are none."""
+    if (outcome := read_document(paths.outcome, Outcome)) is not None:
+        return outcome.attempt
+    if (claim := read_document(paths.running, Claim)) is not None:
+        return claim.attempt
+    return _last_archived(paths) + 1 if _leftovers(paths) else None
+
+
+def next_attempt(paths: TrialPaths) -> int:
+    """Return the number that the next launch of the trial has."""
+    return max(_last_archived(paths), attempt_of_leftovers(paths) or 0) + 1
+
+
+def claim(paths: TrialPaths, allocation: int | None) -> int:
+    """Move leftovers to `attempts/<k>/`, say in `running.json` that the trial is ours, and return our attempt's number.
+
+    Raises:
+        EnvironmentProblem: the disk is full.
+    """
+    attempt = next_attempt(paths)
+    archive(paths)
+    write_document(
+        paths.running,
+        Claim(allocation=allocation, attempt=attempt, host=socket.gethostname(), pid=os.getpid(), since=time.time()),
+    )
+    return attempt
+
+
+def archive(paths: TrialPaths) -> None:
+    """Move everything but the trial itself to `attempts/<k>/`; done again after an interruption, it goes on."""
+    number = attempt_of_leftovers(paths)
+    if number is None:
+        return
+    target = paths.attempts / str(number)
+    with disk_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+        # The documents that tell the number go last.
+        last = (paths.running.name, paths.outcome.name)
+        for entry in sorted(_leftovers(paths), key=lambda entry: (entry.name in last, entry.name == last[1])):
+            os.replace(entry, target / entry.name)
+
+
+def _leftovers(paths: TrialPaths) -> list[Path]:
+    if not paths.folder.is_dir():
+        return []
+    return [entry for entry in paths.folder.iterdir() if entry.name not in _STAYS]
+
+
+def _last_archived(paths: TrialPaths) -> int:
+    if not paths.attempts.is_dir():
+        return 0
+    return max((int(entry.name) for entry in paths.attempts.iterdir() if entry.name.isdigit()), default=0)

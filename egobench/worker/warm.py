@@ -1,0 +1,34 @@
+"""The fork server: one process that has imported everything, from which every rank of the allocation is forked."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing import forkserver
+from typing import Final
+
+PRELOAD: Final = (
+    "torch",
+    "torch.distributed",
+    "transformers",
+    "transformers.models.internvl.modeling_internvl",
+    "transformers.models.qwen2.modeling_qwen2",
+    "egobench.train.loop",
+)
+"""Imported once. None of them may touch CUDA: a forked process cannot use a CUDA that its parent initialised."""
+
+
+def start_server(preload: tuple[str, ...] = PRELOAD) -> None:
+    """Start the fork server; it imports while the caller goes on with its own imports."""
+    multiprocessing.set_forkserver_preload([*preload, "egobench.worker.rank", "egobench.worker.server"])
+    forkserver.ensure_running()
+
+
+def await_server() -> None:
+    """Return when the fork server has imported everything and answers."""
+    probe = multiprocessing.get_context("forkserver").Process(target=_nothing)
+    probe.start()
+    probe.join()
+
+
+def _nothing() -> None:
+    pass

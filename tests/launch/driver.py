@@ -1,0 +1,32 @@
+"""`egobench sweep` in a process of its own, its ranks running the stand-in body of tests/worker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from egobench.errors import EgobenchError
+from egobench.launch import launchers, local
+from egobench.launch.command import sweep_command
+from egobench.records.allocation import AllocationPaths
+from egobench.records.lock import Lock
+from egobench.spec.site import Site
+
+
+def start(paths: AllocationPaths, lock: Lock, site: Site) -> local.LocalAllocation:
+    return local.start(paths, lock, site, ("--body", "tests.worker.standin:run"))
+
+
+def main() -> int:
+    launchers.LAUNCHERS["local"] = "tests.launch.driver:start"
+    options = json.loads(sys.argv[1])
+    try:
+        return sweep_command(Path(options.pop("matrix")), runs=Path(options.pop("runs")), **options)
+    except EgobenchError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
