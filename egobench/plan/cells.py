@@ -40,8 +40,8 @@ class Expansion:
     blocks: tuple[Block, ...]
     varied: tuple[str, ...]
     """Axes with more than one value, in the matrix's order."""
-    baseline: str | None
-    """cell_id of the baseline."""
+    baselines: dict[str, str]
+    """Workload -> cell_id of its baseline; a workload that the baseline does not select has none."""
     _known: list[Verdicts] = field(default_factory=list, repr=False, compare=False)
     """Kept between counting and writing."""
 
@@ -67,18 +67,18 @@ class Expansion:
 
 
 def expand(loaded: LoadedMatrix) -> Expansion:
-    """Resolve a matrix into blocks and find its baseline.
+    """Resolve a matrix into blocks and find its baselines.
 
     Raises:
-        InvalidInput: a selection that selects nothing, overlapping drills, a baseline that is not one cell.
+        InvalidInput: a selection that selects nothing, overlapping drills, not one baseline cell per workload.
     """
     blocks = blocks_of(loaded)
     mistakes = [*_idle_selections(loaded, blocks), *_double_drills(loaded, blocks)]
-    baseline, wrong = _baseline(loaded, blocks)
+    baselines, wrong = _baselines(loaded, blocks)
     mistakes += wrong
     if mistakes:
         raise InvalidInput(mistakes)
-    return Expansion(loaded, blocks, varied_axes(loaded, blocks), baseline)
+    return Expansion(loaded, blocks, varied_axes(loaded, blocks), baselines)
 
 
 class _Template:
@@ -166,23 +166,34 @@ def _double_drills(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> Iterator[
                 yield loaded.source.mistake(("drills", second), what, "one drill per cell", "narrow one of them")
 
 
-def _baseline(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> tuple[str | None, list[Mistake]]:
-    """Find the one runnable cell that the baseline selects."""
+def _baselines(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> tuple[dict[str, str], list[Mistake]]:
+    """Find the one runnable cell that the baseline selects of each workload that it selects anything of."""
     where = loaded.matrix.baseline
     if where is None:
-        return None, []
-    found = list(restrict(blocks, where))
-    runnable, dropped = _runnable(found, loaded)
-    if len(runnable) == 1:
-        return runnable[0], []
-    if len(runnable) > 1:
-        names = ", ".join(runnable[:8]) + (", ..." if len(runnable) > 8 else "")
-        what, todo = "selects more than one cell", f"name more axes; it selects {names}"
-    elif dropped:
-        what, todo = "selects only cells that cannot run", f"the first one: {dropped}"
-    else:
-        what, todo = "selects no cell", _values_there(where, blocks)
-    return None, [loaded.source.mistake(("baseline",), what, "exactly one cell that runs", todo)]
+        return {}, []
+    selected: dict[str, list[Block]] = {}
+    for block in restrict(blocks, where):
+        selected.setdefault(block.workload, []).append(block)
+    if not selected:
+        return {}, [_no_baseline(loaded, "selects no cell", _values_there(where, blocks))]
+    found: dict[str, str] = {}
+    mistakes = []
+    for workload, parts in selected.items():
+        runnable, dropped = _runnable(parts, loaded)
+        if len(runnable) == 1:
+            found[workload] = runnable[0]
+        elif runnable:
+            names = ", ".join(runnable[:8]) + (", ..." if len(runnable) > 8 else "")
+            what, todo = f"selects more than one cell of workload {workload!r}", f"name more axes; it selects {names}"
+            mistakes.append(_no_baseline(loaded, what, todo))
+        else:
+            what, todo = f"selects only cells of workload {workload!r} that cannot run", f"the first one: {dropped}"
+            mistakes.append(_no_baseline(loaded, what, todo))
+    return found, mistakes
+
+
+def _no_baseline(loaded: LoadedMatrix, what: str, todo: str) -> Mistake:
+    return loaded.source.mistake(("baseline",), what, "exactly one cell that runs per workload", todo)
 
 
 def _runnable(blocks: list[Block], loaded: LoadedMatrix) -> tuple[list[str], str]:

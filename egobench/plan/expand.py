@@ -19,7 +19,7 @@ def plan(loaded: LoadedMatrix) -> Sweep:
     """Resolve a matrix into the record that is run, kept and reported.
 
     Raises:
-        InvalidInput: a selection that selects nothing, a baseline that is not one cell.
+        InvalidInput: a selection that selects nothing, a baseline that is not one cell per workload.
     """
     return sweep_of(expand(loaded))
 
@@ -36,8 +36,9 @@ def sweep_of(expansion: Expansion) -> Sweep:
         site=loaded.site,
         workloads=loaded.rebased_workloads(),
         varied=expansion.varied,
+        zipped=tuple(tuple(group) for group in loaded.matrix.zip),
         trials=loaded.matrix.trials,
-        baseline=expansion.baseline,
+        baselines=expansion.baselines,
         targets=loaded.matrix.targets,
         cells=tuple(
             PlannedCell(

@@ -38,7 +38,7 @@ def write_json(expansion: Expansion, only: Where | None, stream: IO[str]) -> Non
         "site": loaded.site_name,
         "trials": loaded.matrix.trials,
         "varied": expansion.varied,
-        "baseline": expansion.baseline,
+        "baselines": expansion.baselines,
         "ledger": counts.ledger,
         "dropped": [{"because": because, "num_cells": count} for because, count in counts.dropped.items()],
         "requests": [asdict(request) for request in counts.requests],
@@ -127,7 +127,7 @@ def _shown(expansion: Expansion, cell: CellText) -> list[str]:
     cell_id, members, mark = cell
     axes = axes_of(members)
     note = " (drill)" if mark.drill is not None else ""
-    sign = "*" if cell_id == expansion.baseline else ""
+    sign = "*" if cell_id in expansion.baselines.values() else ""
     return [sign, *(str(axes[name]) for name in expansion.varied), cell_id + note + (" (baseline)" if sign else "")]
 
 

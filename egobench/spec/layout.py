@@ -65,7 +65,7 @@ class Matrix(Strict):
     exclude: tuple[Exclude, ...] = Field(default=(), strict=False)
     """Points dropped, each with the reason."""
     baseline: Where | None = Field(default=None, strict=False)
-    """Selects the one cell that the others are compared with."""
+    """Selects the cell that the others of the same workload are compared with."""
     targets: Targets = Targets()
     """What the sweep must show against the baseline."""
     trials: int = Field(default=1, ge=1)

@@ -1,5 +1,6 @@
 """From a matrix to cells: which points, in which order, with which ids, counted how."""
 
+import copy
 import itertools
 import json
 from collections import Counter
@@ -233,17 +234,63 @@ def test_an_included_point_of_the_product_is_planned_once(tmp_path: Path) -> Non
 
 def test_baseline(tmp_path: Path) -> None:
     sweep = planned(tmp_path, baseline={"gpus": 1, "precision": "fp32", "attention": "eager"})
-    assert sweep.baseline == sweep.cells[0].cell_id
+    assert sweep.baselines == {"w": sweep.cells[0].cell_id}
+    assert {sweep.baseline_of(cell.axes) for cell in sweep.cells} == {sweep.cells[0].cell_id}
+
+
+TWO: dict[str, Any] = {
+    "workloads": {"v": copy.deepcopy(WORKLOAD), "w": WORKLOAD},
+    "axes": {"workload": ["v", "w"], "precision": ["fp32", "bf16"]},
+}
+
+
+def test_one_baseline_per_workload(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, **TWO, baseline={"gpus": 1, "precision": "fp32"})
+    assert list(sweep.baselines) == ["v", "w"]
+    for cell in sweep.cells:
+        (own,) = (one for one in sweep.cells if one.cell_id == sweep.baseline_of(cell.axes))
+        assert own.axes == {**cell.axes, "gpus": 1, "strategy": "single", "num_accumulation_steps": 2,
+                            "precision": "fp32"}  # fmt: skip
+
+
+def test_a_workload_that_the_baseline_does_not_select_is_not_compared(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, **TWO, baseline={"workload": "w", "gpus": 1, "precision": "fp32"})
+    assert list(sweep.baselines) == ["w"]
+    assert sweep.baseline_of({"workload": "v"}) is None
+    assert planned(tmp_path, **TWO).baselines == {}
+
+
+def test_every_workload_without_its_one_cell_is_a_mistake(tmp_path: Path) -> None:
+    axes = {**TWO["axes"], "method": ["full", "lora"]}
+    exclude = [{"where": {"workload": "v", "method": "full", "gpus": 1}, "because": "not asked"}]
+    baseline = {"gpus": 1, "method": "full"}
+    with pytest.raises(InvalidInput) as caught:
+        planned(tmp_path, **{**TWO, "axes": axes}, exclude=exclude, baseline=baseline)
+    assert [mistake.what for mistake in caught.value.mistakes] == [
+        "selects only cells of workload 'v' that cannot run",
+        "selects more than one cell of workload 'w'",
+    ]
+
+
+def test_what_the_matrix_zips_is_recorded(tmp_path: Path) -> None:
+    assert planned(tmp_path).zipped == (("strategy", "gpus", "num_accumulation_steps"),)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"baseline": {"gpus": 1}}, "baseline: selects more than one cell; exactly one cell that runs; name more axes"),
-        ({"baseline": {"gpus": 4}}, "baseline: selects no cell; exactly one cell that runs; there are gpus 1, 2"),
+        (
+            {"baseline": {"gpus": 1}},
+            "baseline: selects more than one cell of workload 'w'; exactly one cell that runs per workload; name more",
+        ),
+        (
+            {"baseline": {"gpus": 4}},
+            "baseline: selects no cell; exactly one cell that runs per workload; there are gpus 1, 2",
+        ),
         (
             {"baseline": {"method": "lora"}, "include": [{"method": "lora"}]},
-            "baseline: selects only cells that cannot run; exactly one cell that runs; the first one: not_built",
+            "baseline: selects only cells of workload 'w' that cannot run; exactly one cell that runs per workload; "
+            "the first one: not_built",
         ),
         ({"exclude": [{"where": {"gpus": 4}, "because": "x"}]}, "exclude[0].where: selects no point of this matrix"),
         ({"drills": [{"where": {"gpus": 4}, "kind": "oom"}]}, "drills[0].where: selects no point of this matrix"),

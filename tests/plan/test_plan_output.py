@@ -35,7 +35,7 @@ def test_json_is_the_sweep() -> None:
     document = json.loads(printed(HEADLINE, "json"))
     sweep = plan(load_matrix(HEADLINE))
     assert document["schema_version"] == 1
-    assert document["baseline"] == sweep.baseline
+    assert document["baselines"] == sweep.baselines != {}
     assert [cell["cell_id"] for cell in document["cells"]] == [cell.cell_id for cell in sweep.cells]
     assert [cell["axes"] for cell in document["cells"]] == [cell.axes for cell in sweep.cells]
     assert [cell["because"] for cell in document["cells"]] == [cell.because for cell in sweep.cells]
@@ -73,6 +73,19 @@ def test_summary_sums(capsys: pytest.CaptureFixture[str]) -> None:
     assert "excluded at matrix.yaml:" in text
     assert "(baseline)" in text
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_every_baseline_has_a_star(tmp_path: Path) -> None:
+    matrix = yaml.safe_load((ROOT / "benchmarks" / "h200.yaml").read_text())
+    del matrix["include"]
+    matrix |= {"site": "local"}
+    matrix["axes"]["workload"] = list(matrix["workloads"])
+    del matrix["baseline"]["workload"]
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(matrix, sort_keys=False))
+    baselines = json.loads(printed(tmp_path / "m.yaml", "json"))["baselines"]
+    assert list(baselines) == ["internvl3-2b-drawn", "internvl3-8b-drawn"]
+    starred = [line for line in printed(tmp_path / "m.yaml").splitlines() if line.startswith("*")]
+    assert [line.split()[-2:] for line in starred] == [[cell_id, "(baseline)"] for cell_id in baselines.values()]
 
 
 def test_only_selects_and_never_changes_ids() -> None:

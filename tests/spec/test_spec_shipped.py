@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from egobench.data.formats import READERS
 from egobench.plan.command import validate
 from egobench.plan.expand import plan
 from egobench.records.trial import Drill
@@ -14,6 +15,7 @@ from egobench.spec.command import kind_of
 from egobench.spec.layout import PlacedDrill
 from egobench.spec.matrix import load_matrix
 from egobench.spec.schema import FOLDER, MODELS, schema_text
+from egobench.spec.workload import DATA_FORMATS
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "matrix.yaml", *sorted(ROOT.glob("benchmarks/*.yaml")), *sorted(ROOT.glob("slurm_templates/*.yaml"))]
@@ -71,7 +73,7 @@ def test_quickstart_is_a_quick_start() -> None:
     sweep = plan(load_matrix(ROOT / "benchmarks" / "quickstart.yaml"))
     assert len(sweep.runnable()) >= 12
     assert sweep.trials >= 3
-    assert sweep.baseline is not None
+    assert list(sweep.baselines) == list(sweep.workloads)
     axes = [cell.axes for cell in sweep.cells]
     assert {one["gpus"] for one in axes} == {1, 2}
     assert len({one["gpus"] * one["micro_batch_size"] * one["num_accumulation_steps"] for one in axes}) == 1
@@ -79,7 +81,7 @@ def test_quickstart_is_a_quick_start() -> None:
 
 def test_headline_keeps_the_global_batch() -> None:
     sweep = plan(load_matrix(ROOT / "matrix.yaml"))
-    assert sweep.baseline is not None
+    assert list(sweep.baselines) == ["internvl3-2b-egoqa"]
     for name in sweep.workloads:
         axes = [cell.axes for cell in sweep.cells if cell.axes["workload"] == name]
         assert len({one["gpus"] * one["micro_batch_size"] * one["num_accumulation_steps"] for one in axes}) == 1
@@ -87,3 +89,7 @@ def test_headline_keeps_the_global_batch() -> None:
 
 def test_a_placed_drill_is_a_drill() -> None:
     assert set(PlacedDrill.model_fields) == {*Drill.model_fields, "where"}
+
+
+def test_data_formats_are_those_that_can_be_read() -> None:
+    assert set(DATA_FORMATS) == {"egoworld", *READERS} and len(set(DATA_FORMATS)) == len(DATA_FORMATS)
