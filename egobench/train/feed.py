@@ -1,0 +1,104 @@
+"""The micro-batches of a rank, in order, collated ahead where that costs time."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from egobench.data.batches import Batch, Normaliser
+from egobench.models.prompt import Encoded
+from egobench.train.rank import Rank
+from egobench.train.sampler import Sampler, deal
+
+NUM_AHEAD: Final = 2
+"""Micro-batches collated by threads before they are asked for."""
+NUM_THREADS: Final = 4
+
+Collate = Callable[[Sequence[int]], Batch]
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """One micro-batch and what its loss is divided by."""
+
+    batch: Batch
+    """On the device."""
+    pixel_values: torch.Tensor
+    global_supervised_tokens: int
+    """Of the whole update: all ranks, all micro-steps."""
+
+
+class Feed:
+    """Deals `num_steps` global batches, each in `num_accumulation_steps` micro-batches for this rank."""
+
+    def __init__(
+        self,
+        encoded: Sequence[Encoded],
+        collate: Collate,
+        sampler: Sampler,
+        rank: Rank,
+        *,
+        micro_batch_size: int,
+        num_accumulation_steps: int,
+        num_steps: int,
+        is_costly: bool,
+    ) -> None:
+        """Start collating; `is_costly`: pictures are read from files, not from memory."""
+        self._encoded, self._collate, self._sampler, self._rank = encoded, collate, sampler, rank
+        self._micro_batch_size, self._num_steps = micro_batch_size, num_steps
+        self._global_batch_size = rank.num_ranks * micro_batch_size * num_accumulation_steps
+        self._normalise = Normaliser(rank.device)
+        self._chunks = self._deal()
+        self._ahead: deque[tuple[Future[Batch], int]] = deque()
+        # On a CPU a thread would compete with the computation for the rank's cores, to save microseconds.
+        is_ahead = is_costly or rank.device.type == "cuda"
+        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="feed") if is_ahead else None
+
+    @property
+    def num_epochs(self) -> int:
+        """Return how often the data is begun."""
+        return math.ceil(self._num_steps * self._global_batch_size / len(self._encoded))
+
+    def next(self) -> Dealt:
+        """Return the next micro-batch on the device; raise StopIteration after the last."""
+        if self._pool is None:
+            chunk, total = next(self._chunks)
+            batch = self._collate(chunk)
+        else:
+            self._submit(self._pool)
+            if not self._ahead:
+                raise StopIteration
+            future, total = self._ahead.popleft()
+            batch = future.result().to(self._rank.device)
+        return Dealt(batch, self._normalise(batch.pixels), total)
+
+    def close(self) -> None:
+        """Drop what was collated ahead and end the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _deal(self) -> Iterator[tuple[list[int], int]]:
+        for _ in range(self._num_steps):
+            batch = self._sampler.take(self._global_batch_size)
+            # Every rank knows every sample's length, so the divisor needs no communication.
+            total = sum(self._encoded[index].num_supervised for index in batch)
+            rank = self._rank
+            for chunk in deal(batch, rank=rank.rank, num_ranks=rank.num_ranks, micro_batch_size=self._micro_batch_size):
+                yield chunk, total
+
+    def _submit(self, pool: ThreadPoolExecutor) -> None:
+        while len(self._ahead) <= NUM_AHEAD:
+            chunk, total = next(self._chunks, (None, 0))
+            if chunk is None:
+                return
+            self._ahead.append((pool.submit(self._collate_pinned, chunk), total))
+
+    def _collate_pinned(self, chunk: Sequence[int]) -> Batch:
+        batch = self._collate(chunk)
+        return batch.pin() if self._rank.device.type == "cuda" else batch

@@ -1,0 +1,38 @@
+"""Where the rank is right now: told once, heard by the pulse, the clock and the drill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from egobench.probes.clock import Clock
+from egobench.records.outcome import Phase
+
+
+class Pulse(Protocol):
+    """What the launcher watches from outside (`egobench.probes.pulse.Pulse`)."""
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """Note phase and step; cheap enough for every phase of every step."""
+
+
+class Stages:
+    """Announces every change of phase."""
+
+    def __init__(self, pulse: Pulse, clock: Clock, drill: Callable[[Phase, int], None] | None = None) -> None:
+        self.clock = clock
+        self.step = -1
+        self._pulse, self._drill = pulse, drill
+
+    def enter(self, phase: Phase) -> None:
+        """Enter a phase of the current step."""
+        self._pulse.mark(phase, self.step)
+        self.clock.enter(phase)
+        if self._drill is not None:
+            self._drill(phase, self.step)
+
+    def outside(self, phase: Phase) -> None:
+        """Enter a phase that belongs to no step: loading, evaluation, saving, the end."""
+        self._pulse.mark(phase, self.step)
+        if self._drill is not None:
+            self._drill(phase, self.step)
