@@ -64,7 +64,9 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             found += [(alias.name, id(node) in inside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "egobench" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "egobench" else [node.module]
+            )
             found += [(name, id(node) in inside) for name in names]
     return found
 
@@ -73,9 +75,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
 def test_imports_only_lower_layers(path: Path) -> None:
     room = room_of(path)
     wrong = [
-        name
-        for name, _ in imports(path)
-        if name.startswith("egobench.") and not allowed(room, name.split(".")[1])
+        name for name, _ in imports(path) if name.startswith("egobench.") and not allowed(room, name.split(".")[1])
     ]
     assert not wrong, f"{room} may not import {wrong}"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import InvalidInput, Mistake
+from egobench.records.allocation import living_claim
 from egobench.records.measures import MergedStep
 from egobench.records.outcome import NOT_RUN, Outcome, OutcomeName
 from egobench.records.provenance import Provenance
@@ -53,7 +54,7 @@ def _read_trials(paths: SweepPaths, cell: PlannedCell, num_trials: int) -> tuple
 def _read_trial(paths: TrialPaths, trial: int) -> TrialRow:
     document = read_document(paths.outcome, Outcome)
     if document is None:
-        outcome: OutcomeName = "running" if paths.running.exists() else "pending"
+        outcome: OutcomeName = "running" if living_claim(paths) is not None else "pending"
         return TrialRow(trial, outcome)
     provenance = read_document(paths.provenance, Provenance)
     return TrialRow(trial, document.outcome, document, provenance, thin(read_lines(paths.steps, MergedStep)))

@@ -38,7 +38,7 @@ def test_a_half_written_line_is_no_line(tmp_path: Path) -> None:
     assert read_lines(path, Note) == [Note(text="one"), Note(text="two")]
 
 
-def _write_beyond_the_limit(path: Path, queue: "multiprocessing.Queue[str]") -> None:
+def _write_beyond_the_limit(path: Path, queue: multiprocessing.Queue[str]) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:

@@ -7,6 +7,8 @@ import pytest
 from synthetic import make_provenance, write_sweep
 
 from egobench.errors import InvalidInput
+from egobench.records.allocation import AllocationPaths, Claim
+from egobench.records.lock import take_lock
 from egobench.records.outcome import OutcomeName
 from egobench.records.store import SweepPaths, write_document
 from egobench.report.collect import collect
@@ -38,8 +40,13 @@ def test_missing_trials_are_pending_and_claimed_ones_running(tmp_path: Path) -> 
     folder = write_sweep(tmp_path, AXES, fate=fate)
     cells = collect(folder).cells
     assert [cell.outcome for cell in cells] == ["pending"] * 4 and cells[0].num_ok == 2
-    write_document(SweepPaths(folder).trial(cells[0].cell_id, 2).running, {})
-    assert collect(folder).cells[0].outcome == "running"
+    claim = Claim(allocation=1, attempt=1, host="here", pid=1, since=0.0)
+    write_document(SweepPaths(folder).trial(cells[0].cell_id, 2).running, claim)
+    assert collect(folder).cells[0].outcome == "pending", "nobody holds the allocation: the claim is stale"
+    lock = take_lock(AllocationPaths(SweepPaths(folder).allocations / "1").lock)
+    assert lock is not None and collect(folder).cells[0].outcome == "running"
+    lock.close()
+    assert collect(folder).cells[0].outcome == "pending"
 
 
 def test_a_half_written_outcome_is_not_read(tmp_path: Path) -> None:
