@@ -2,7 +2,8 @@
 
 `python benchmarks/instrumentation.py [--blocks 40] [--steps 20]` prints the ratio of the times with its interval.
 Four blocks run back to back as ABBA (the next four as BAAB), so that neither drift of the machine nor a block's
-place in the row counts for one side; the sample is the ratio of their sums. CPU time of the process is the default: on a shared machine the wall clock measures the neighbours.
+place in the row counts for one side; the sample is the ratio of their sums. CPU time of the process is the
+default: on a shared machine the wall clock measures the neighbours.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trial = trial_of(folder, options.steps, options.micro_batch_size)
-        work = setup(trial, Rank(0, 0, 1, torch.device("cpu")), Stages(Silence(), NullClock()), {})
+        work = setup(trial, Rank(0, 0, 1, torch.device("cpu")), Stages(Silence(), NullClock()), [])
         work.schedule = replace(work.schedule, shape="constant", peak=0.0)  # every block does the same work
         for is_measured in (False, True):
             block(work, folder, is_measured, timer)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from egobench.spec.strict import Record
 
 
-class StepRecord(Record):
-    """One optimizer update as one rank saw it (a line of `ranks/<rank>.jsonl`)."""
+class Step(Record):
+    """What is known of one optimizer update."""
 
     step: int
     step_time_s: float
@@ -21,7 +21,7 @@ class StepRecord(Record):
     optimizer_s: float
     """Clipping, update and zeroing."""
     loss: float
-    """Mean over this rank's supervised tokens."""
+    """Mean over the supervised tokens."""
     grad_norm: float
     """Global norm before clipping."""
     learning_rate: float
@@ -35,32 +35,18 @@ class StepRecord(Record):
     """CUDA: max_memory_allocated so far. CPU: peak RSS so far minus the RSS before the model was built."""
     peak_reserved_bytes: int | None = None
     """CUDA: max_memory_reserved so far."""
+
+
+class StepRecord(Step):
+    """An update as one rank saw it: a line of `ranks/<rank>.jsonl`."""
+
     started_at: float = 0.0
     """Unix time, s."""
 
 
-class MergedStep(Record):
-    """One optimizer update over all ranks (a line of `steps.jsonl`): times are the slowest rank's, counts are sums."""
+class MergedStep(Step):
+    """An update over all ranks, a line of `steps.jsonl`: slowest rank's times, summed counts, largest peaks."""
 
-    step: int
-    step_time_s: float
-    data_s: float
-    forward_s: float
-    backward_s: float
-    communication_s: float
-    optimizer_s: float
-    loss: float
-    """Mean over all ranks' supervised tokens."""
-    grad_norm: float
-    learning_rate: float
-    num_samples: int
-    image_tokens: int
-    text_tokens: int
-    supervised_tokens: int
-    padding_tokens: int
-    peak_allocated_bytes: int
-    """Largest over the ranks."""
-    peak_reserved_bytes: int | None = None
     steady: bool = False
     """Inside the steady-state window that throughput is computed over."""
 

@@ -35,6 +35,9 @@ from egobench.train.schedule import Schedule
 from egobench.train.stages import Pulse, Stages
 from egobench.train.strategies.strategy import Strategy
 
+Facts = list[Callable[[], dict[str, Any]]]
+"""What the provenance is to hold, told late and once: to digest a data set is to read all of it."""
+
 
 @dataclass
 class Work:
@@ -69,7 +72,7 @@ def run(trial: Trial, paths: TrialPaths, rank: Rank, pulse: Pulse) -> RankSummar
     drill = trial.cell.drill
     rehearsal = Rehearsal(drill, rank, trial.placement.quiet_limit_s) if drill is not None else None
     clock = PhaseClock(rank.device)
-    facts: dict[str, Any] = {}
+    facts: Facts = []
     try:
         work = setup(trial, rank, Stages(pulse, clock, rehearsal), facts)
         if rehearsal is not None:
@@ -82,7 +85,7 @@ def run(trial: Trial, paths: TrialPaths, rank: Rank, pulse: Pulse) -> RankSummar
         raise
 
 
-def setup(trial: Trial, rank: Rank, stages: Stages, facts: dict[str, Any]) -> Work:
+def setup(trial: Trial, rank: Rank, stages: Stages, facts: Facts) -> Work:
     """Load data and model, and apply the axes to the model in their one order; `facts` are for the provenance."""
     torch.manual_seed(trial.seed)
     axes, recipe = trial.cell.axes, trial.cell.workload.recipe
@@ -92,7 +95,7 @@ def setup(trial: Trial, rank: Rank, stages: Stages, facts: dict[str, Any]) -> Wo
     precision: Precision = resolve(tables.PRECISIONS, axes["precision"], "axes.precision")
     loaded = build_model(trial, precision.parameters, rank.device)
     material = prepare_data(trial, data, loaded)
-    facts.update(material.facts())
+    facts.append(material.facts)
 
     model = loaded.model
     # 1. What is trained, first: everything after it may depend on which parameters require gradients.
@@ -135,7 +138,7 @@ def schedule_of(trial: Trial) -> Schedule:
     return Schedule(recipe.schedule, peak, num_steps(trial), recipe.num_warmup_steps)
 
 
-def main(work: Work, paths: TrialPaths, clock: PhaseClock, facts: dict[str, Any]) -> RankSummary:
+def main(work: Work, paths: TrialPaths, clock: PhaseClock, facts: Facts) -> RankSummary:
     """Ask, train, ask again, and say what the step lines do not."""
     spec = work.trial.cell.workload.evaluation
     before = ask(work, paths, "before") if spec.before else None
@@ -231,7 +234,8 @@ def summarise_rank(work: Work, records: list[StepRecord], sampler: GpuSampler | 
     )
 
 
-def leave_provenance(paths: TrialPaths, rank: Rank, facts: dict[str, Any]) -> None:
+def leave_provenance(paths: TrialPaths, rank: Rank, facts: Facts) -> None:
     """Write the provenance, once a trial."""
     if rank.is_first and not paths.provenance.exists():
-        write_document(paths.provenance, provenance.capture(rank.device, rank.num_ranks, **facts))
+        told = {name: fact for tell in facts for name, fact in tell().items()}
+        write_document(paths.provenance, provenance.capture(rank.device, rank.num_ranks, **told))

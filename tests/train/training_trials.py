@@ -146,4 +146,4 @@ def run_keeping_weights(trial: Trial, folder: Path, rank: Rank) -> tuple[RankSum
 def setup_here(trial: Trial) -> Work:
     """Set a trial of one rank up in this process, without running it."""
     folder = Path(trial.placement.base_folder)
-    return setup(trial, one_rank(), Stages(Pulse(TrialPaths(folder).rank_pulse(0)), NullClock()), {})
+    return setup(trial, one_rank(), Stages(Pulse(TrialPaths(folder).rank_pulse(0)), NullClock()), [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Hand = Literal["left", "right"]
 Split = Literal["train", "validation"]
@@ -134,6 +134,7 @@ def draw_scene(domain: Domain, rng: random.Random) -> Scene:
 
 def scene_of_split(domain: Domain, split: Split, rng: random.Random) -> Scene:
     """Draw until the content falls in `split`."""
+    assert split in get_args(Split), split
     while True:
         scene = draw_scene(domain, rng)
         if scene.split == split:
