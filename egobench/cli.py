@@ -181,7 +181,8 @@ def report(
     runs: Runs = RUNS,
     out: Annotated[Path, typer.Option(help="Folder for the pages.")] = Path("reports"),
     publish: Annotated[
-        Path | None, typer.Option(help="Also write tables and records fit to commit, as in results/SYSTEM/SWEEP.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write what is fit to commit: FOLDER/SYSTEM/SWEEP."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 4 where a stated target is not reached.")] = False,
     as_json: Json = False,

@@ -17,6 +17,7 @@ from transformers import (
     InternVLVisionConfig,
     Qwen2Config,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from egobench.errors import InvalidInput, Mistake
 from egobench.models.dims import NAMED, ModelDims
@@ -119,6 +120,7 @@ def _mistake(where: str, what: str, allowed: str, todo: str = "") -> Mistake:
 
 
 def _from_folder(folder: Path, name: str, attention: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # a log file is no terminal
     network = FAMILY.from_pretrained(folder, attn_implementation=attention, dtype=dtype, local_files_only=True)
     return _loaded(network.to(device), tokenizer_of(folder), name, _digest(folder))
 

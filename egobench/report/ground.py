@@ -57,7 +57,7 @@ def system_name(rows: SweepRows) -> str:
         for row in cell.trials:
             if row.provenance is not None:
                 gpus = row.provenance.gpus
-                return slug(gpus[0].name if gpus else f"cpu-{row.provenance.cpu}")
+                return slug(gpus[0].name.removeprefix("NVIDIA ") if gpus else f"cpu-{row.provenance.cpu}")
     return slug(rows.sweep.site_name)
 
 
