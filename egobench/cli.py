@@ -253,9 +253,9 @@ def data_inspect(
 
 @data_app.command("convert")
 def data_convert(
-    path: Annotated[str, typer.Argument(help="File or folder of a data set, or home|workshop of egoworld.")],
+    path: Annotated[str, typer.Argument(help="File or folder of a data set.")],
     out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
-    format: Format,
+    format: Annotated[str, typer.Option("--format", help="egothink, egobench, sharegpt or messages.")],
     to: Annotated[str, typer.Option(help="egobench, sharegpt or messages.")] = "egobench",
     as_json: Json = False,
 ) -> int:
