@@ -42,7 +42,7 @@ class LoadedModel:
     pad_token_id: int
     end_token_id: int
     digest: str
-    """Names the starting weights: checkpoint files, or shapes and seed for random ones."""
+    """Names what the weights come from: checkpoint files, or the shapes of random ones (the trial has the seed)."""
 
     @property
     def num_parameters(self) -> int:
@@ -65,7 +65,7 @@ def build(
     torch.manual_seed(seed)
     with torch.device(device):
         network = FAMILY._from_config(config, attn_implementation=attention, dtype=dtype)
-    digest = hashlib.sha256(json.dumps([name, asdict(NAMED[name]), seed]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([name, asdict(NAMED[name])]).encode()).hexdigest()
     return _loaded(network, tokenizer_of(EGOTINY), name, digest)
 
 
