@@ -11,7 +11,7 @@ import collections
 import random
 import re
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
@@ -71,9 +71,3 @@ def bootstrap_mean(values: Sequence[float], *, confidence: float = 0.95, num_dra
     tail = (1 - confidence) / 2
     low, high = (means[min(num_draws - 1, int(share * num_draws))] for share in (tail, 1 - tail))
     return Interval(sum(values) / size, low, high)
-
-
-def mean(values: Iterable[float]) -> float:
-    """Return the mean; nan of nothing."""
-    held = list(values)
-    return sum(held) / len(held) if held else float("nan")

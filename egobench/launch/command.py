@@ -15,7 +15,7 @@ from egobench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, Inval
 from egobench.launch.cancel import cancel_sweep
 from egobench.launch.logs import LogReader, follow
 from egobench.launch.progress import observer_for
-from egobench.launch.state import SweepState, TrialState, find_sweep, read_sweep
+from egobench.launch.state import SweepState, TrialState, read_sweep
 from egobench.launch.sweep import Todo, Wish, look_up, run_sweep
 from egobench.launch.tables import (
     cell_table,
@@ -28,7 +28,7 @@ from egobench.launch.tables import (
 )
 from egobench.plan.expand import to_cell
 from egobench.records.outcome import FAILED, OutcomeName
-from egobench.records.sweep import PlannedCell
+from egobench.records.sweep import PlannedCell, find_sweep
 
 RUNS = Path("runs")
 WATCH_EVERY_S = 1.0

@@ -149,27 +149,3 @@ def _not_in_plan(sweep: Sweep, paths: SweepPaths) -> Iterable[str]:
     for entry in sorted(paths.folder.iterdir()):
         if entry.is_dir() and entry.name not in planned and any(entry.glob("*/trial.json")):
             yield entry.name
-
-
-def find_sweep(name: str | None, runs: Path) -> Path:
-    """Return the folder of a sweep given by name or path; default: the newest in `runs`.
-
-    Raises:
-        InvalidInput: there is none.
-    """
-    if name is not None:
-        for folder in (runs / name, Path(name)):
-            if (folder / "sweep.json").is_file():
-                return folder
-        known = ", ".join(_sweeps(runs)) or "none"
-        raise InvalidInput([Mistake(name, "there is no sweep of this name or in this folder", f"in {runs}: {known}")])
-    names = _sweeps(runs)
-    if not names:
-        todo = "start one with `egobench sweep matrix.yaml`, or give --runs"
-        raise InvalidInput([Mistake(str(runs), "there is no sweep here", todo=todo)])
-    return runs / names[-1]
-
-
-def _sweeps(runs: Path) -> list[str]:
-    documents = sorted(runs.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
-    return [document.parent.name for document in documents]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+from egobench.errors import InvalidInput, Mistake, nearest
 from egobench.records.outcome import OUTCOMES, OutcomeName
 from egobench.records.trial import Drill
 from egobench.spec.site import Site
@@ -64,3 +66,23 @@ def count_outcomes(outcomes: Iterable[OutcomeName]) -> dict[str, int]:
     for outcome in outcomes:
         ledger[outcome] += 1
     return {"planned": sum(ledger.values()), **ledger}
+
+
+def find_sweep(name: str | None, runs: Path) -> Path:
+    """Return the folder of a sweep given by name or path; default: the newest in `runs`.
+
+    Raises:
+        InvalidInput: there is none; the text lists those that there are.
+    """
+    documents = sorted(runs.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    names = [document.parent.name for document in documents]
+    if name is None:
+        if names:
+            return runs / names[-1]
+        todo = "start one with `egobench sweep matrix.yaml`, or give --runs"
+        raise InvalidInput([Mistake(str(runs), "there is no sweep here", todo=todo)])
+    for folder in (runs / name, Path(name)):
+        if (folder / "sweep.json").is_file():
+            return folder
+    allowed = f"one of: {', '.join(sorted(names))}" if names else "no sweep has run yet"
+    raise InvalidInput([Mistake(str(runs), f"there is no sweep '{name}'", allowed, nearest(name, names))])

@@ -11,6 +11,7 @@ from typing import Final
 
 from egobench.errors import EXIT_OK, EXIT_VERDICT_FAILED, InvalidInput, Mistake, nearest
 from egobench.records.store import write_text
+from egobench.records.sweep import find_sweep
 from egobench.report.collect import collect
 from egobench.report.ground import slug
 from egobench.report.markdown import markdown_page
@@ -80,25 +81,6 @@ def _write(rows: SweepRows, folder: Path, formats: Sequence[str]) -> list[Path]:
         paths.append(folder / file)
     wanted = [name for name in formats if name in _PICTURES]
     return paths + (draw_pictures(rows, folder, wanted) if wanted else [])
-
-
-def find_sweep(sweep: str | None, runs: Path) -> Path:
-    """Return the folder of a sweep: a path, a name under `runs`, or the newest one.
-
-    Raises:
-        InvalidInput: there is none; the text lists those that there are.
-    """
-    known = sorted((path.parent for path in runs.glob("*/sweep.json")), key=lambda path: path.name)
-    if sweep is None:
-        if known:
-            return max(known, key=lambda path: (path / "sweep.json").stat().st_mtime)
-        raise InvalidInput([Mistake(str(runs), "no sweep here", "a folder with runs", "run `egobench sweep` first")])
-    for folder in (runs / sweep, Path(sweep)):
-        if (folder / "sweep.json").exists():
-            return folder
-    names = [folder.name for folder in known]
-    allowed = f"one of: {', '.join(names)}" if names else "no sweep has run yet"
-    raise InvalidInput([Mistake(str(runs), f"no sweep {sweep!r}", allowed, nearest(sweep, names))])
 
 
 def verify(paths: Sequence[Path] = (Path("results"),), *, as_json: bool = False) -> int:

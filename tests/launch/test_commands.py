@@ -19,8 +19,8 @@ from egobench.launch.command import (
     sweep_command,
 )
 from egobench.launch.order import trial_order
-from egobench.launch.state import find_sweep
 from egobench.plan.expand import plan
+from egobench.records.sweep import find_sweep
 from egobench.spec.matrix import load_matrix
 from tests.launch.sweeps import run_sweep, running_pids, start_sweep, state_of, wait_for, write_matrix
 
