@@ -6,7 +6,6 @@ lists cost. Points are written out in `expand.py`, and only there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -42,10 +41,6 @@ class Block:
     fixed: Mapping[str, AxisValue]
     """Value of every axis that is in no dimension."""
     dimensions: tuple[Dimension, ...] = ()
-
-    @property
-    def num_points(self) -> int:
-        return math.prod(len(dimension.rows) for dimension in self.dimensions)
 
     def values(self, axis: str) -> tuple[AxisValue, ...]:
         """Return the values that an axis takes, in order."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,11 +58,6 @@ class Feed:
         # On a CPU a thread would compete with the computation for the rank's cores, to save microseconds.
         is_ahead = is_costly or rank.device.type == "cuda"
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="feed") if is_ahead else None
-
-    @property
-    def num_epochs(self) -> int:
-        """Return how often the data is begun."""
-        return math.ceil(self._num_steps * self._global_batch_size / len(self._encoded))
 
     def next(self) -> Dealt:
         """Return the next micro-batch on the device; raise StopIteration after the last."""
