@@ -70,7 +70,7 @@ def main() -> int:
 
     expansion = expand(load_matrix(matrix))
     points = sum(expansion.counts().values())
-    cell_id, members, _ = next(expansion.cells())
+    cell_id, members, *_ = next(expansion.cells())
     size = len(cell_id) + len(members) + 120  # the identity around the axes
     floor = cost_of([sys.executable, "-c", FLOOR.format(size=size, digits=len(str(points)), points=points)])
     costs = {form: cost_of(planner(matrix, form)) for form in ("summary", "json")}

@@ -9,12 +9,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from types import MappingProxyType
 
 from egobench.errors import InvalidInput, Mistake
-from egobench.plan.blocks import Block, blocks_of, restrict, varied_axes
+from egobench.plan.blocks import VARIANT, Block, blocks_of, restrict, varied_axes
+from egobench.plan.depends import depends_mistakes
+from egobench.plan.finders import Index, Mark, Wait, drill_at
 from egobench.plan.identity import (
     HASH_DIGITS,
     SLUG_AXES,
@@ -23,13 +26,15 @@ from egobench.plan.identity import (
     tail_of_identity,
     workload_digest,
 )
-from egobench.plan.verdicts import Index, Mark, Verdicts, drill_at
+from egobench.plan.parents import Parents
+from egobench.plan.verdicts import Verdicts
 from egobench.spec.axes import AxisValue
 from egobench.spec.layout import Where
 from egobench.spec.matrix import LoadedMatrix
+from egobench.spec.mistakes import in_order
 
-CellText = tuple[str, str, Mark]
-"""Id, axes as JSON members (sorted, without braces), mark."""
+CellText = tuple[str, str, Mark, str]
+"""Id, axes as JSON members (sorted, without braces), mark, id of the parent (empty: none)."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,15 @@ class Expansion:
     """Axes with more than one value, in the matrix's order."""
     baselines: dict[str, str]
     """Workload -> cell_id of its baseline; a workload that the baseline does not select has none."""
+    parents: Parents = field(repr=False, compare=False)
     _known: list[Verdicts] = field(default_factory=list, repr=False, compare=False)
     """Kept between counting and writing."""
 
     def cells(self, only: Where | None = None) -> Iterator[CellText]:
         """Yield every cell that `only` selects, in the order in which the matrix was written."""
-        digests = {name: workload_digest(workload) for name, workload in self.loaded.workloads.items()}
+        digests = _digests(self.loaded)
         for verdicts in self._verdicts(only):
-            yield from _write(verdicts, self.loaded, digests[verdicts.block.workload])
+            yield from _write(verdicts, self.loaded, digests)
 
     def counts(self, only: Where | None = None) -> Counter[Mark]:
         """Count the cells by what happens to them, without writing them out."""
@@ -60,9 +66,9 @@ class Expansion:
 
     def _verdicts(self, only: Where | None) -> Iterator[Verdicts]:
         if only is not None:
-            return (Verdicts(block, self.loaded) for block in restrict(self.blocks, only))
+            return (Verdicts(block, self.loaded, self.parents) for block in restrict(self.blocks, only))
         if len(self._known) != len(self.blocks):
-            self._known[:] = [Verdicts(block, self.loaded) for block in self.blocks]
+            self._known[:] = [Verdicts(block, self.loaded, self.parents) for block in self.blocks]
         return iter(self._known)
 
 
@@ -70,15 +76,20 @@ def expand(loaded: LoadedMatrix) -> Expansion:
     """Resolve a matrix into blocks and find its baselines.
 
     Raises:
-        InvalidInput: a selection that selects nothing, overlapping drills, not one baseline cell per workload.
+        InvalidInput: a selection that selects nothing, overlapping drills, not one baseline cell per workload,
+            cells that wait for none, for two, or in a circle.
     """
     blocks = blocks_of(loaded)
     mistakes = [*_idle_selections(loaded, blocks), *_double_drills(loaded, blocks)]
-    baselines, wrong = _baselines(loaded, blocks)
-    mistakes += wrong
+    parents = Parents(loaded, blocks)
+    misled = list(depends_mistakes(loaded, parents))
+    if misled:  # what waits for nothing, or for itself, has no fate to ask about
+        parents = Parents(replace(loaded, matrix=loaded.matrix.model_copy(update={"depends": ()})), blocks)
+    baselines, wrong = _baselines(loaded, blocks, parents)
+    mistakes += [*misled, *wrong]
     if mistakes:
-        raise InvalidInput(mistakes)
-    return Expansion(loaded, blocks, varied_axes(loaded, blocks), baselines)
+        raise InvalidInput(in_order(mistakes))
+    return Expansion(loaded, blocks, varied_axes(loaded, blocks), baselines, parents)
 
 
 class _Template:
@@ -120,21 +131,65 @@ def _words(block: Block, place: int, axis: str, word: Callable[[str, AxisValue],
     return [word(axis, row[column]) for row in dimension.rows]
 
 
-def _write(verdicts: Verdicts, loaded: LoadedMatrix, digest: str) -> Iterator[CellText]:
+def _digests(loaded: LoadedMatrix) -> dict[str, str]:
+    return {name: workload_digest(workload) for name, workload in loaded.workloads.items()}
+
+
+class _Identity:
+    """The texts that ids are made of: of a block's points, or of the cells that these wait for."""
+
+    def __init__(
+        self,
+        verdicts: Verdicts,
+        loaded: LoadedMatrix,
+        digests: Mapping[str, str],
+        change: Mapping[str, AxisValue] = MappingProxyType({}),
+        without: str = "",
+    ) -> None:
+        """Write points with some axes changed, and without the one called `without`."""
+        block = verdicts.block
+        names = sorted({*block.fixed, *(name for one in block.dimensions for name in one.names)} - {without})
+        members = [(name, f'"{name}":') for name in names]
+        self.axes = _Template(members, ",", verdicts, lambda axis, value: json.dumps(change.get(axis, value)))
+        words = [(name, "") for name in SLUG_AXES if name in names]
+        self.slugs = _Template(words, "-", verdicts, lambda axis, value: slug_word(axis, change.get(axis, value)))
+        digest = digests[str(change.get("workload", block.workload))]
+        drills = (None, *range(len(loaded.matrix.drills)))
+        self.tails = {number: tail_of_identity(drill_at(loaded, number), digest) for number in drills}
+
+
+class _ParentIds:
+    """Writes the ids of the cells that a block's points wait for."""
+
+    def __init__(self, verdicts: Verdicts, loaded: LoadedMatrix, digests: Mapping[str, str]) -> None:
+        self._verdicts, self._loaded, self._digests = verdicts, loaded, digests
+        self._head = head_of_identity()
+        self._known: dict[int | None, _Identity] = {}
+
+    def at(self, outer: Index, place: int, wait: Wait) -> str:
+        """Return the id of the parent of the inner point number `place`."""
+        if wait.entry not in self._known:
+            change = self._loaded.matrix.depends[wait.entry].parent if wait.entry is not None else {}
+            without = VARIANT if wait.entry is None else ""
+            self._known[wait.entry] = _Identity(self._verdicts, self._loaded, self._digests, change, without)
+        identity = self._known[wait.entry]
+        members = identity.axes.at(outer) % identity.axes.inner[place]
+        name = sha256(f"{self._head}{members}{identity.tails[wait.drill]}".encode()).hexdigest()
+        return f"{identity.slugs.at(outer) % identity.slugs.inner[place]}-{name[:HASH_DIGITS]}"
+
+
+def _write(verdicts: Verdicts, loaded: LoadedMatrix, digests: Mapping[str, str]) -> Iterator[CellText]:
     """Yield the cells of one block."""
-    block = verdicts.block
-    names = sorted({*block.fixed, *(name for one in block.dimensions for name in one.names)})
-    axes = _Template([(name, f'"{name}":') for name in names], ",", verdicts, lambda _, value: json.dumps(value))
-    slugs = _Template([(name, "") for name in SLUG_AXES if name in names], "-", verdicts, slug_word)
-    head = head_of_identity()
-    drills = (None, *range(len(loaded.matrix.drills)))
-    tails = {number: tail_of_identity(drill_at(loaded, number), digest) for number in drills}
+    identity, parents = _Identity(verdicts, loaded, digests), _ParentIds(verdicts, loaded, digests)
+    axes, slugs, tails, head = identity.axes, identity.slugs, identity.tails, head_of_identity()
     for outer in verdicts.outer():
         axes_text, slug_text = axes.at(outer), slugs.at(outer)
-        for values, words, mark in zip(axes.inner, slugs.inner, verdicts.marks(outer), strict=True):
+        points = enumerate(zip(axes.inner, slugs.inner, verdicts.marks(outer), strict=True))
+        for place, (values, words, mark) in points:
             members = axes_text % values
             name = sha256(f"{head}{members}{tails[mark[1]]}".encode()).hexdigest()
-            yield f"{slug_text % words}-{name[:HASH_DIGITS]}", members, mark
+            parent = "" if mark[3] is None else parents.at(outer, place, mark[3])
+            yield f"{slug_text % words}-{name[:HASH_DIGITS]}", members, mark, parent
 
 
 def _idle_selections(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> Iterator[Mistake]:
@@ -142,6 +197,7 @@ def _idle_selections(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> Iterato
     matrix = loaded.matrix
     for section, selections in {
         "exclude": [entry.where for entry in matrix.exclude],
+        "depends": [entry.where for entry in matrix.depends],
         "drills": [entry.where for entry in matrix.drills],
         "variants": [entry.where for entry in matrix.variants],
     }.items():
@@ -166,7 +222,9 @@ def _double_drills(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> Iterator[
                 yield loaded.source.mistake(("drills", second), what, "one drill per cell", "narrow one of them")
 
 
-def _baselines(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> tuple[dict[str, str], list[Mistake]]:
+def _baselines(
+    loaded: LoadedMatrix, blocks: tuple[Block, ...], parents: Parents
+) -> tuple[dict[str, str], list[Mistake]]:
     """Find the one runnable cell that the baseline selects of each workload that it selects anything of."""
     where = loaded.matrix.baseline
     if where is None:
@@ -179,7 +237,7 @@ def _baselines(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> tuple[dict[st
     found: dict[str, str] = {}
     mistakes = []
     for workload, parts in selected.items():
-        runnable, dropped = _runnable(parts, loaded)
+        runnable, dropped = _runnable(parts, loaded, parents)
         if len(runnable) == 1:
             found[workload] = runnable[0]
         elif runnable:
@@ -196,16 +254,16 @@ def _no_baseline(loaded: LoadedMatrix, what: str, todo: str) -> Mistake:
     return loaded.source.mistake(("baseline",), what, "exactly one cell that runs per workload", todo)
 
 
-def _runnable(blocks: list[Block], loaded: LoadedMatrix) -> tuple[list[str], str]:
+def _runnable(blocks: list[Block], loaded: LoadedMatrix, parents: Parents) -> tuple[list[str], str]:
     """Return the ids of the first few runnable cells, and the reason of the first dropped one."""
     ids: list[str] = []
     reason = ""
-    for verdicts in (Verdicts(block, loaded) for block in blocks):
+    for verdicts in (Verdicts(block, loaded, parents) for block in blocks):
         counts = verdicts.counts()
         reason = reason or next((mark.because for mark in counts if mark.because), "")
         if any(not mark.because for mark in counts):
-            cells = _write(verdicts, loaded, workload_digest(loaded.workloads[verdicts.block.workload]))
-            ids += itertools.islice((cell_id for cell_id, _, mark in cells if not mark.because), 9)
+            cells = _write(verdicts, loaded, _digests(loaded))
+            ids += itertools.islice((cell_id for cell_id, _, mark, _ in cells if not mark.because), 9)
         if len(ids) > 8:
             break
     return ids, reason

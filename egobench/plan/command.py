@@ -20,7 +20,11 @@ _WRITERS = {"summary": write_summary, "json": write_json, "csv": write_csv, "md"
 
 
 def plan_command(
-    matrix: str | Path, form: Format = "summary", only: str | None = None, stream: IO[str] | None = None
+    matrix: str | Path,
+    form: Format = "summary",
+    only: str | None = None,
+    stream: IO[str] | None = None,
+    site: str | None = None,
 ) -> int:
     """Print the plan of a matrix to stdout, and remarks to stderr; return the exit code.
 
@@ -28,7 +32,7 @@ def plan_command(
         InvalidInput: a mistake in the matrix, in a file that it names, or in `only`.
     """
     where = parse_only(only) if only is not None else None
-    expansion = expand(load_matrix(matrix))
+    expansion = expand(load_matrix(matrix, site))
     for remark in remarks(expansion):
         print(f"note: {remark}", file=sys.stderr)
     out = stream or sys.stdout

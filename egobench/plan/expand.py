@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from egobench.plan.cells import Expansion, expand
-from egobench.plan.verdicts import drill_at
+from egobench.plan.finders import drill_at
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.records.trial import Cell
 from egobench.spec.axes import AXES
@@ -19,7 +19,8 @@ def plan(loaded: LoadedMatrix) -> Sweep:
     """Resolve a matrix into the record that is run, kept and reported.
 
     Raises:
-        InvalidInput: a selection that selects nothing, a baseline that is not one cell per workload.
+        InvalidInput: a selection that selects nothing, a baseline that is not one cell per workload,
+            cells that wait for none, for two, or in a circle.
     """
     return sweep_of(expand(loaded))
 
@@ -47,8 +48,10 @@ def sweep_of(expansion: Expansion) -> Sweep:
                 outcome="incompatible" if mark.because else "pending",
                 because=mark.because,
                 drill=drill_at(loaded, mark.drill),
+                parent=parent or None,
+                needs=mark.wait.needs if mark.wait is not None else "ok",
             )
-            for cell_id, members, mark in expansion.cells()
+            for cell_id, members, mark, parent in expansion.cells()
         ),
     )
 

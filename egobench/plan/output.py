@@ -11,15 +11,16 @@ from typing import IO, Any, Final
 
 from egobench.plan.cells import CellText, Expansion
 from egobench.plan.expand import axes_of
+from egobench.plan.finders import drill_at
+from egobench.plan.parents import shown
 from egobench.plan.tally import Request, Tally, tally
-from egobench.plan.verdicts import drill_at
 from egobench.spec.axes import AXES
 from egobench.spec.layout import Where
 from egobench.units import format_count, significant
 
 _ROWS_AT_ONCE: Final = 4096
 _MOST_SHOWN: Final = 40
-_COLUMNS: Final = ("cell_id", "outcome", "because", *AXES)
+_COLUMNS: Final = ("cell_id", "outcome", "because", *AXES, "parent", "needs")
 
 
 def tally_of(expansion: Expansion, only: Where | None) -> Tally:
@@ -42,6 +43,7 @@ def write_json(expansion: Expansion, only: Where | None, stream: IO[str]) -> Non
         "ledger": counts.ledger,
         "dropped": [{"because": because, "num_cells": count} for because, count in counts.dropped.items()],
         "requests": [asdict(request) for request in counts.requests],
+        "waiting": [_waiting_row(expansion, number, count) for number, count in counts.waiting.items()],
     }
     stream.write(json.dumps(head, indent=1)[:-2] + ',\n "cells": [')
     lines, before = _json_cells(expansion, only), "\n  "
@@ -51,16 +53,25 @@ def write_json(expansion: Expansion, only: Where | None, stream: IO[str]) -> Non
     stream.write("\n ]\n}\n")
 
 
+def _waiting_row(expansion: Expansion, number: int, count: int) -> dict[str, Any]:
+    entry = expansion.loaded.matrix.depends[number]
+    return {"parent": entry.parent, "needs": entry.needs, "because": entry.because, "num_cells": count}
+
+
 def _json_cells(expansion: Expansion, only: Where | None) -> Iterator[str]:
     ends: dict[object, str] = {}
-    for cell_id, members, mark in expansion.cells(only):
+    for cell_id, members, mark, parent in expansion.cells(only):
         end = ends.get(mark)
         if end is None:
             drill = drill_at(expansion.loaded, mark.drill)
             facts: dict[str, Any] = {"outcome": _outcome(mark.because), "because": mark.because}
             if drill is not None:
                 facts["drill"] = drill.model_dump(mode="json")
+            if mark.wait is not None:
+                facts["needs"] = mark.wait.needs
             end = ends[mark] = "}, " + json.dumps(facts)[1:]
+        if parent:
+            end = f'{end[:-1]}, "parent": "{parent}"}}'
         yield f'{{"cell_id": "{cell_id}", "axes": {{{members}{end}'
 
 
@@ -69,9 +80,10 @@ def _outcome(because: str) -> str:
 
 
 def _row(cell: CellText) -> list[Any]:
-    cell_id, members, mark = cell
+    cell_id, members, mark, parent = cell
     axes = axes_of(members)
-    return [cell_id, _outcome(mark.because), mark.because, *(axes[name] for name in AXES)]
+    needs = mark.wait.needs if mark.wait is not None else ""
+    return [cell_id, _outcome(mark.because), mark.because, *(axes[name] for name in AXES), parent, needs]
 
 
 def write_csv(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
@@ -82,8 +94,9 @@ def write_csv(expansion: Expansion, only: Where | None, stream: IO[str]) -> None
 
 
 def write_markdown(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
-    """Write a Markdown table: the varied axes, outcome and reason of every cell."""
-    columns = ("cell_id", *expansion.varied, "outcome", "because")
+    """Write a Markdown table: the varied axes, outcome and reason of every cell, and what it waits for."""
+    waits = ("parent", "needs") if expansion.loaded.matrix.depends else ()
+    columns = ("cell_id", *expansion.varied, "outcome", "because", *waits)
     stream.write(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n")
     for cell in expansion.cells(only):
         values = dict(zip(_COLUMNS, _row(cell), strict=True))
@@ -102,6 +115,7 @@ def summary(expansion: Expansion, only: Where | None) -> Iterator[str]:
     yield f"{matrix.name}: {matrix.why}"
     yield ""
     yield from _cells_that_run(expansion, only, counts)
+    yield from _waiting(expansion, counts)
     yield from _dropped(counts)
     yield from _asked(expansion, counts)
     parts = " + ".join(f"{count:,} {name}" for name, count in counts.ledger.items() if count and name != "planned")
@@ -124,11 +138,24 @@ def _cells_that_run(expansion: Expansion, only: Where | None, counts: Tally) -> 
 
 
 def _shown(expansion: Expansion, cell: CellText) -> list[str]:
-    cell_id, members, mark = cell
+    cell_id, members, mark, parent = cell
     axes = axes_of(members)
     note = " (drill)" if mark.drill is not None else ""
+    note += f" (waits for {parent})" if parent else ""
     sign = "*" if cell_id in expansion.baselines.values() else ""
     return [sign, *(str(axes[name]) for name in expansion.varied), cell_id + note + (" (baseline)" if sign else "")]
+
+
+def _waiting(expansion: Expansion, counts: Tally) -> Iterator[str]:
+    if not counts.waiting:
+        return
+    yield f"Waits: {_plural(sum(counts.waiting.values()), 'cell')}, each trial for the same trial of its parent"
+    for number, count in counts.waiting.items():
+        entry = expansion.loaded.matrix.depends[number]
+        to = "to be ok" if entry.needs == "ok" else "to end, however"
+        because = f": {entry.because}" if entry.because else ""
+        yield f"  {count:>9,}  for the one with {shown(entry.parent)} {to}{because}"
+    yield ""
 
 
 def _dropped(counts: Tally) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from egobench.plan.verdicts import Mark
+from egobench.plan.finders import Mark
 from egobench.records.outcome import OUTCOMES
 from egobench.spec.site import Site
 
@@ -35,6 +35,8 @@ class Tally:
     dropped: dict[str, int]
     """Reason -> points, most frequent first."""
     requests: tuple[Request, ...]
+    waiting: dict[int, int]
+    """Entry of `depends:` -> cells that run and wait by it."""
 
 
 def tally(counts: Mapping[Mark, int], site: Site, trials: int) -> Tally:
@@ -42,14 +44,22 @@ def tally(counts: Mapping[Mark, int], site: Site, trials: int) -> Tally:
     ledger: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
     dropped: Counter[str] = Counter()
     sizes: Counter[int] = Counter()
+    waiting: Counter[int] = Counter()
     for mark, count in counts.items():
         ledger["incompatible" if mark.because else "pending"] += count
         if mark.because:
             dropped[mark.because] += count
         else:
             sizes[mark.gpus] += count
+            if mark.wait is not None and mark.wait.entry is not None:
+                waiting[mark.wait.entry] += count
     requests = tuple(_request(gpus, sizes[gpus], site, trials) for gpus in sorted(sizes))
-    return Tally({"planned": sum(ledger.values()), **ledger}, dict(dropped.most_common()), requests)
+    return Tally(
+        {"planned": sum(ledger.values()), **ledger},
+        dict(dropped.most_common()),
+        requests,
+        dict(sorted(waiting.items())),
+    )
 
 
 def _request(gpus: int, num_cells: int, site: Site, trials: int) -> Request:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from egobench.errors import InvalidInput, Mistake
-from egobench.records.allocation import living_claim
+from egobench.records.allocation import AllocationPaths, is_living, living_claim
 from egobench.records.measures import MergedStep
 from egobench.records.outcome import NOT_RUN, Outcome, OutcomeName
 from egobench.records.provenance import Provenance
@@ -17,6 +18,8 @@ from egobench.records.store import SweepPaths, TrialPaths, read_document, read_l
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.report.rows import CellRow, Curve, SweepRows, TrialRow, outcome_of, varied_axes
 
+Lives = Callable[[AllocationPaths], bool]
+"""Tells whether an allocation lives."""
 CURVE_POINTS: Final = 64
 """Points kept of a trial's steps, first and last included."""
 
@@ -33,7 +36,8 @@ def collect(folder: Path) -> SweepRows:
         what = "no readable sweep.json" if paths.sweep.exists() else "no sweep.json"
         todo = "name a folder under runs/, or run `egobench sweep` first"
         raise InvalidInput([Mistake(str(folder), what, "a folder that `egobench sweep` wrote", todo)])
-    return assemble(sweep, {cell.cell_id: _read_trials(paths, cell, sweep.trials) for cell in sweep.runnable()})
+    lives = cache(is_living)  # asked of an allocation once, not once for each of its trials
+    return assemble(sweep, {cell.cell_id: _read_trials(paths, cell, sweep.trials, lives) for cell in sweep.runnable()})
 
 
 def assemble(sweep: Sweep, trials: dict[str, tuple[TrialRow, ...]]) -> SweepRows:
@@ -47,14 +51,14 @@ def _cell(cell: PlannedCell, trials: tuple[TrialRow, ...]) -> CellRow:
     return CellRow(cell.cell_id, cell.axes, outcome, because, trials, cell.drill)
 
 
-def _read_trials(paths: SweepPaths, cell: PlannedCell, num_trials: int) -> tuple[TrialRow, ...]:
-    return tuple(_read_trial(paths.trial(cell.cell_id, trial), trial) for trial in range(num_trials))
+def _read_trials(paths: SweepPaths, cell: PlannedCell, num_trials: int, lives: Lives) -> tuple[TrialRow, ...]:
+    return tuple(_read_trial(paths.trial(cell.cell_id, trial), trial, lives) for trial in range(num_trials))
 
 
-def _read_trial(paths: TrialPaths, trial: int) -> TrialRow:
+def _read_trial(paths: TrialPaths, trial: int, lives: Lives) -> TrialRow:
     document = read_document(paths.outcome, Outcome)
     if document is None:
-        outcome: OutcomeName = "running" if living_claim(paths) is not None else "pending"
+        outcome: OutcomeName = "running" if living_claim(paths, lives) is not None else "pending"
         return TrialRow(trial, outcome)
     provenance = read_document(paths.provenance, Provenance)
     return TrialRow(trial, document.outcome, document, provenance, thin(read_lines(paths.steps, MergedStep)))

@@ -41,7 +41,11 @@ _BARS: Final = ("tokens_per_s", "peak_memory_bytes")
 _LOG_TAILS: Final = 40
 """Failures whose log is shown in the page; of the others the path is."""
 SIGNS: Final = dict(
-    zip(OUTCOMES, ("ok", "OM", "HM", "TO", "HG", "PR", "NF", "CR", "DV", "--", "pO", "CA", "..", ">>"), strict=True)
+    zip(
+        OUTCOMES,
+        ("ok", "OM", "HM", "TO", "HG", "PR", "NF", "CR", "DV", "PF", "--", "pO", "CA", "..", ">>"),
+        strict=True,
+    )
 )
 """Two letters per outcome, so that the map does not speak by colour alone."""
 
@@ -229,6 +233,8 @@ def _failures(rows: SweepRows) -> list[Spec]:
         first, document = failed[0], cell.first_failure()
         failure = document.failure if document else None
         log = f"{cell.cell_id}/{first.trial}/log/{failure.rank if failure else 0}.err"
+        if first.outcome == "parent_failed":
+            log = ""  # it was never launched
         asked = [failure.requested_bytes, failure.free_bytes] if failure else [None, None]
         lines.append(
             {

@@ -207,7 +207,7 @@ def _judge_workload(rows: SweepRows, baseline: CellRow, targets: Sequence[Target
 def _judge_cell(cell: CellRow, baseline: CellRow, targets: Sequence[Target]) -> CellVerdict:
     if cell.outcome in UNFINISHED:
         return CellVerdict(cell, (), None, f"not decided: {cell.outcome}, {cell.num_ok} of {len(cell.trials)} trials")
-    if cell.outcome in NOT_RUN:
+    if cell.outcome in NOT_RUN or cell.outcome == "parent_failed":
         return CellVerdict(cell, (), False, f"not run: {cell.outcome}")
     if cell.outcome != "ok":
         return CellVerdict(cell, (), False, f"did not finish: {cell.outcome}")

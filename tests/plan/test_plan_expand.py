@@ -204,7 +204,7 @@ def test_the_ledger_sums_and_agrees_with_every_point(
     ledger = count_outcomes(cell.outcome for cell in sweep.cells)
     assert ledger["planned"] == sum(ledger[name] for name in OUTCOMES) == len(ids)
     counts = expansion.counts()
-    assert counts == Counter(mark for _, _, mark in expansion.cells())
+    assert counts == Counter(cell[2] for cell in expansion.cells())
     assert sum(count for mark, count in counts.items() if not mark.because) == ledger["pending"]
     for cell in sweep.cells:
         assert cell.because == first_reason(cell.axes, sweep.site, sweep.workloads["w"])
@@ -327,12 +327,12 @@ def test_many_points_cost_little(tmp_path: Path) -> None:
         total *= len(values)
     assert sum(counts.values()) == 3 * total > 100_000
     wanted = 50_000
-    ids = {cell_id for cell_id, _, _ in itertools.islice(expansion.cells(), wanted)}
+    ids = {cell[0] for cell in itertools.islice(expansion.cells(), wanted)}
     assert len(ids) == wanted
 
 
 def test_json_members_are_sorted_json(tmp_path: Path) -> None:
-    for cell_id, members, _ in expand(load_matrix(written(tmp_path))).cells():
+    for cell_id, members, _, _ in expand(load_matrix(written(tmp_path))).cells():
         axes = json.loads(f"{{{members}}}")
         assert json.dumps(axes, sort_keys=True, separators=(",", ":")) == f"{{{members}}}"
         assert cell_id

@@ -56,7 +56,7 @@ def test_csv_and_markdown() -> None:
     rows = list(csv.DictReader(io.StringIO(printed(HEADLINE, "csv"))))
     sweep = plan(load_matrix(HEADLINE))
     assert [row["cell_id"] for row in rows] == [cell.cell_id for cell in sweep.cells]
-    assert list(rows[0]) == ["cell_id", "outcome", "because", *AXES]
+    assert list(rows[0]) == ["cell_id", "outcome", "because", *AXES, "parent", "needs"]
     table = printed(QUICKSTART, "md").splitlines()
     assert len(table) == 2 + len(plan(load_matrix(QUICKSTART)).cells)
     assert len({line.count("|") for line in table}) == 1

@@ -14,7 +14,7 @@ import numpy as np
 from egobench.records.measures import Answers, Measures, MergedStep
 from egobench.records.outcome import Failure, Outcome, OutcomeName
 from egobench.records.provenance import Gpu, Provenance
-from egobench.records.store import SweepPaths, write_document
+from egobench.records.store import SweepPaths, TrialPaths, write_document
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.spec.axes import AXES
 from egobench.spec.site import Site
@@ -102,6 +102,9 @@ def write_trial(
 ) -> None:  # fmt: skip
     place = paths.trial(cell.cell_id, trial)
     # The trial's own drift is shared by all cells (a warm node slows everybody): pairing must cancel it.
+    if outcome == "parent_failed":
+        write_unlaunched(place, cell, trial, because, start=1.79e9 + 100 * trial + index)
+        return
     shared = 1 + 0.05 * math.sin(trial + 1)
     random = np.random.default_rng([trial, index])
     speed = shared * (1 + 0.01 * random.standard_normal())
@@ -129,6 +132,14 @@ def write_trial(
     place.outcome.write_text(json.dumps(document.model_dump(mode="json")))
     place.provenance.write_text(json.dumps(make_provenance(device).model_dump(mode="json")))
     place.steps.write_text("".join(json.dumps(step.model_dump()) + "\n" for step in steps))
+
+
+def write_unlaunched(place: TrialPaths, cell: PlannedCell, trial: int, because: str, start: float) -> None:
+    """Write what a trial whose parent failed leaves: an outcome, and nothing else."""
+    document = Outcome(
+        outcome="parent_failed", because=because, cell_id=cell.cell_id, trial=trial, started_at=start, ended_at=start
+    )
+    write_document(place.outcome, document)
 
 
 def make_steps(
