@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-import egobench
 from egobench.probes.device import nvml_handle
+from egobench.records.code import code_state
 from egobench.records.provenance import Gpu, Provenance
 
 PACKAGES: Final = (
@@ -32,19 +28,16 @@ SLURM: Final = (
 )  # fmt: skip
 """No other variable is recorded."""
 
-_ROOT = Path(egobench.__file__).parent
-_MAX_DIFF_BYTES = 64 * 2**20
-
 
 def capture(device: torch.device, num_ranks: int, **inputs: Any) -> Provenance:
     """Describe code, packages and this machine; `inputs` are the fields about data and model."""
-    sha, dirty = git_state(_ROOT)
+    code = code_state()
     cuda = device.type == "cuda"
     return Provenance(
-        git_sha=sha,
-        dirty_digest=dirty,
-        code_digest=code_digest(),
-        egobench=egobench.__version__,
+        git_sha=code.git_sha,
+        dirty_digest=code.dirty_digest,
+        code_digest=code.code_digest,
+        egobench=code.egobench,
         python=platform.python_version(),
         packages=packages(),
         platform=platform.platform(),
@@ -72,38 +65,6 @@ def packages() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@functools.cache
-def code_digest() -> str:
-    """Digest egobench's own source files: the code as it is, committed or not."""
-    digest = hashlib.sha256()
-    for path in sorted(_ROOT.rglob("*.py")):
-        digest.update(str(path.relative_to(_ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def git_state(folder: Path) -> tuple[str | None, str | None]:
-    """Return (commit, digest of what is not committed) of the checkout around a folder."""
-    # One call for both: commit, branch and the changed files (untracked ones included).
-    status = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=normal")
-    sha = re.search(rb"^# branch\.oid ([0-9a-f]{40,64})$", status or b"", re.MULTILINE)
-    if status is None or sha is None:
-        return None, None
-    changed = b"\n".join(line for line in status.splitlines() if not line.startswith(b"#"))
-    if not changed:
-        return sha.group(1).decode(), None
-    diff = _git(folder, "diff", "HEAD", "--no-ext-diff", "--no-color") or b""
-    return sha.group(1).decode(), hashlib.sha256(changed + b"\0" + diff[:_MAX_DIFF_BYTES]).hexdigest()
-
-
-def _git(folder: Path, *arguments: str) -> bytes | None:
-    try:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
 
 
 @functools.cache

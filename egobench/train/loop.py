@@ -155,7 +155,12 @@ def main(work: Work, paths: TrialPaths, clock: PhaseClock, facts: Facts) -> Rank
     leave_provenance(paths, work.rank, facts)  # only now: it would have delayed the first step
     after = ask(work, paths, "after")
     work.stages.outside("done")
-    return summary.model_copy(update={"before": before, "after": after})
+    seconds = {
+        "began_at": work.stages.began_at,
+        "loading_s": work.stages.outside_s.get("load"),
+        "evaluation_s": work.stages.outside_s.get("eval", 0.0),
+    }
+    return summary.model_copy(update={"before": before, "after": after, **seconds})
 
 
 def fit(work: Work, recorder: StepRecorder | None) -> None:

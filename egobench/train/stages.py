@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -22,10 +23,16 @@ class Stages:
     def __init__(self, pulse: Pulse, clock: Clock, drill: Callable[[Phase, int], None] | None = None) -> None:
         self.clock = clock
         self.step = -1
+        self.began_at = time.time()
+        self.outside_s: dict[Phase, float] = {}
+        """Seconds in each phase that belongs to no step, so far."""
+        self._outside: tuple[Phase, float] | None = None
         self._pulse, self._drill = pulse, drill
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase of the current step."""
+        if self._outside is not None:
+            self._leave()
         self._pulse.mark(phase, self.step)
         self.clock.enter(phase)
         if self._drill is not None:
@@ -33,6 +40,14 @@ class Stages:
 
     def outside(self, phase: Phase) -> None:
         """Enter a phase that belongs to no step: loading, evaluation, saving, the end."""
+        self._leave()
+        self._outside = (phase, time.perf_counter())
         self._pulse.mark(phase, self.step)
         if self._drill is not None:
             self._drill(phase, self.step)
+
+    def _leave(self) -> None:
+        if self._outside is not None:
+            phase, since_s = self._outside
+            self.outside_s[phase] = self.outside_s.get(phase, 0.0) + time.perf_counter() - since_s
+            self._outside = None

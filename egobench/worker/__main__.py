@@ -1,8 +1,14 @@
-"""`python -m egobench.worker PATH/trial.json` replays a trial; `PATH/allocation.json` runs an allocation."""
+"""`python -m egobench.worker PATH/trial.json` replays a trial; `PATH/allocation.json` runs an allocation.
+
+`--slurm PATH/allocation.json` runs it as a Slurm job does: started by srun, once on every node.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit code."""
     options = _parse(arguments)
     try:
+        if options.slurm:
+            return _slurm_step(options)
         if options.document.name == "allocation.json":
             return _allocation(options)
         return _replay(options)
@@ -33,6 +41,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m egobench.worker", description=__doc__)
     parser.add_argument("document", type=Path, help="a trial.json or an allocation.json")
     parser.add_argument("--again", action="store_true", help="run a trial that has an outcome once more")
+    parser.add_argument("--slurm", action="store_true", help="this is a task of a Slurm step, one on each node")
     # A launcher that took the allocation's lock itself hands its descriptor over.
     parser.add_argument("--lock-descriptor", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--body", default=LOOP, help=argparse.SUPPRESS)
@@ -56,6 +65,40 @@ def _allocation(options: argparse.Namespace) -> int:
     return run_allocation(folder, options.body)
 
 
+def _slurm_step(options: argparse.Namespace) -> int:
+    # Slurm warns every process of the step; what is started from here on must not die of it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    from egobench.worker.slurm import read_step
+
+    step = read_step()
+    paths = AllocationPaths(options.document.resolve().parent)
+    _talk_into(paths.log)
+    if not step.leads:
+        _warm_up(options.body)
+        from egobench.worker.follow import follow
+
+        return follow(step, options.body)
+    # For people only: a shared file system may not know locks, and an earlier start may still hold this one.
+    lock = None
+    with contextlib.suppress(OSError, EgobenchError):
+        lock = take_lock(paths.lock)
+    _warm_up(options.body)
+    from egobench.worker.allocation import run_allocation
+
+    code = run_allocation(paths.folder, options.body, step)
+    del lock
+    return code
+
+
+def _talk_into(log: Path) -> None:
+    """Send our own talk to the allocation's log, whatever file srun was told to use; all nodes append to it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+
 def _replay(options: argparse.Namespace) -> int:
     paths = TrialPaths(options.document.resolve().parent)
     if not options.document.is_file():
@@ -68,7 +111,7 @@ def _replay(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"{paths.folder}: runs right now (pid {claim.pid} on {claim.host}); wait or cancel it")
     _warm_up(options.body)
     from egobench.worker.agent import quiet_elastic_logging
-    from egobench.worker.allocation import Stop
+    from egobench.worker.stop import Stop
     from egobench.worker.trial import run_trial, tell
     from egobench.worker.warm import await_server
 
@@ -77,6 +120,8 @@ def _replay(options: argparse.Namespace) -> int:
     quiet_elastic_logging()
     await_server()
     outcome = run_trial(paths.folder, stop.this_trial, body=options.body)
+    if outcome is None:
+        raise EnvironmentProblem(f"{paths.folder}: somebody else started it at this moment")
     tell(outcome)
     return EXIT_OK if outcome.outcome == "ok" else EXIT_TRIALS_FAILED
 

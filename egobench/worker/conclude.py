@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from egobench.errors import EXIT_ENVIRONMENT, EnvironmentProblem
-from egobench.probes.pulse import read_pulse
 from egobench.records.measures import MergedStep, StepRecord
 from egobench.records.outcome import Failure, Outcome, OutcomeName
+from egobench.records.provenance import Provenance
 from egobench.records.rank import RankReport
-from egobench.records.store import TrialPaths, read_document, read_lines, write_document, write_text
+from egobench.records.store import TrialPaths, create_document, read_document, read_lines, write_document, write_text
 from egobench.records.summary import merge_steps, summarise
 from egobench.records.trial import Trial
-from egobench.worker.agent import RankExits
 from egobench.worker.blame import Evidence, find_outcome
-from egobench.worker.watch import Watch
 
 FULL_BYTES: Final = 64 * 1024
 """With less free than this, a failed trial may have failed for want of space."""
@@ -26,64 +26,88 @@ TAIL_LINES: Final = 80
 TAIL_BYTES: Final = 16 * 1024
 
 
-def conclude(
-    trial: Trial, paths: TrialPaths, attempt: int, started_at: float, watch: Watch, exits: RankExits, oom_kills: int
-) -> Outcome:
-    """Write the trial's outcome.
+@dataclass(frozen=True)
+class Remains:
+    """What a launch of a trial left, over all nodes, once no process of it is left anywhere."""
+
+    attempt: int
+    started_at: float
+    """Unix time, s."""
+    evidence: Evidence
+    log_tails: Mapping[int, str] = field(default_factory=dict)
+    """Last lines of ranks whose logs may not be seen here yet."""
+    problem: str = ""
+    """The machine failed, not the trial."""
+    ahead_s: Mapping[int, float] = field(default_factory=dict)
+    """How far the clocks of ranks on other nodes are ahead of ours."""
+
+
+def conclude(trial: Trial, paths: TrialPaths, remains: Remains, fence: Callable[[], None]) -> Outcome:
+    """Write the trial's outcome; where there is one already, that one stands.
+
+    Args:
+        trial: What ran.
+        paths: Where.
+        remains: What it left.
+        fence: Called right before the outcome is written; raises where we have been superseded.
 
     Raises:
         EnvironmentProblem: the machine failed, not the trial; then there is no outcome.
     """
     ended_at = time.time()
     ranks = range(trial.num_ranks)
-    reports = [r for rank in ranks if (r := read_document(paths.rank_report(rank), RankReport)) is not None]
-    outcome, failure = find_outcome(_evidence(trial, paths, watch, exits, reports, oom_kills))
+    evidence, reports = remains.evidence, remains.evidence.reports
+    outcome, failure = find_outcome(evidence)
     if outcome != "ok":
-        _refuse_to_blame(paths, exits)
+        _refuse_to_blame(paths, remains)
     per_rank = [read_lines(paths.rank_steps(rank), StepRecord) for rank in ranks]
     merged = merge_steps(per_rank)
+    verdict = evidence.verdict
+    fence()
     write_text(paths.steps, "".join(_line(step) for step in merged))
+    _tell_bindings(paths, reports)
     document = Outcome(
         outcome=outcome,
         because=_because(outcome, failure),
         cell_id=trial.cell.cell_id,
         trial=trial.trial,
-        attempt=attempt,
-        started_at=started_at,
+        attempt=remains.attempt,
+        started_at=remains.started_at,
         ended_at=ended_at,
-        launch_s=_launch_s(started_at, reports, per_rank),
-        failure=failure.model_copy(update={"log_tail": log_tail(paths.rank_log(failure.rank))}) if failure else None,
+        launch_s=_launch_s(remains, reports, per_rank),
+        interrupted=verdict is not None and verdict.interrupted and verdict.outcome == outcome,
+        failure=failure.model_copy(update={"log_tail": _tail(paths, remains, failure.rank)}) if failure else None,
         measures=summarise(merged, reports),
     )
-    write_document(paths.outcome, document)
-    return document
+    fence()
+    if create_document(paths.outcome, document):
+        return document
+    return read_document(paths.outcome, Outcome) or document
 
 
-def _evidence(
-    trial: Trial, paths: TrialPaths, watch: Watch, exits: RankExits, reports: list[RankReport], oom_kills: int
-) -> Evidence:
-    pulses = {rank: read_pulse(paths.rank_pulse(rank)) for rank in range(trial.num_ranks)}
-    return Evidence(
-        num_ranks=trial.num_ranks,
-        reports=reports,
-        deaths=watch.deaths,
-        exit_codes=exits.exit_codes,
-        pulses={rank: pulse for rank, pulse in pulses.items() if pulse is not None},
-        verdict=watch.verdict,
-        ended_at=watch.ended_at,
-        was_oom_killed=oom_kills > 0,
-    )
+def _tell_bindings(paths: TrialPaths, reports: Sequence[RankReport]) -> None:
+    """Add to the provenance, which one rank wrote, where each rank was kept."""
+    bindings = tuple(report.binding for report in reports if report.binding is not None)
+    provenance = read_document(paths.provenance, Provenance) if bindings else None
+    if provenance is not None:
+        write_document(paths.provenance, provenance.model_copy(update={"binding": bindings}))
 
 
-def _refuse_to_blame(paths: TrialPaths, exits: RankExits) -> None:
+def _tail(paths: TrialPaths, remains: Remains, rank: int) -> str:
+    return remains.log_tails.get(rank) or log_tail(paths.rank_log(rank))
+
+
+def _refuse_to_blame(paths: TrialPaths, remains: Remains) -> None:
     """Raise if the machine is to blame.
 
     Raises:
-        EnvironmentProblem: a rank said so by its exit code, or the disk is full.
+        EnvironmentProblem: a rank said so by its exit code, a node did, or the disk is full.
     """
-    for rank, code in exits.exit_codes.items():
+    if remains.problem:
+        raise EnvironmentProblem(remains.problem)
+    for rank, code in remains.evidence.exit_codes.items():
         if code == EXIT_ENVIRONMENT:
-            last = log_tail(paths.rank_log(rank)).strip().rpartition("\n")[2]
+            last = _tail(paths, remains, rank).strip().rpartition("\n")[2]
             what = last.partition("EnvironmentProblem: ")[2] or last or "the machine failed"
             raise EnvironmentProblem(f"rank {rank}: {what}")
     if shutil.disk_usage(paths.folder).free < FULL_BYTES:
@@ -100,10 +124,11 @@ def _because(outcome: OutcomeName, failure: Failure | None) -> str:
     return f"{where}: {message.splitlines()[0] if message else outcome}"
 
 
-def _launch_s(started_at: float, reports: list[RankReport], per_rank: list[list[StepRecord]]) -> float | None:
+def _launch_s(remains: Remains, reports: Sequence[RankReport], per_rank: list[list[StepRecord]]) -> float | None:
     firsts = [report.summary.first_step_at for report in reports if report.summary is not None]
-    firsts = firsts or [lines[0].started_at for lines in per_rank if lines]
-    return max(firsts) - started_at if firsts else None
+    ahead_s = remains.ahead_s
+    firsts = firsts or [line[0].started_at - ahead_s.get(rank, 0.0) for rank, line in enumerate(per_rank) if line]
+    return max(firsts) - remains.started_at if firsts else None
 
 
 def _line(step: MergedStep) -> str:

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,10 +24,12 @@ import torch.distributed as dist
 
 from egobench.errors import EXIT_BUG, EXIT_ENVIRONMENT, EnvironmentProblem
 from egobench.probes.pulse import Pulse
+from egobench.records.provenance import Binding
 from egobench.records.rank import RankReport, RankSummary
 from egobench.records.store import TrialPaths, read_document, write_document
 from egobench.records.trial import Placement, Trial
 from egobench.train.rank import Rank
+from egobench.worker.binding import bind
 from egobench.worker.classify import classify, describe, is_echo, is_environment
 from egobench.worker.process import die_with_parent, is_alive
 from egobench.worker.say import say_traceback
@@ -39,7 +42,32 @@ GROUP_GRACE_S: Final = 60.0
 """Collectives give up so long after the watch would have ended the trial: the watch knows which rank is to blame."""
 
 
-def run_rank(folder: str, agent_pid: int | None = None, body: str = BODY) -> None:
+@dataclass(frozen=True)
+class Seats:
+    """The place of one node's ranks among all ranks of a trial."""
+
+    ranks: range
+    """Those of this node."""
+    num_ranks: int
+    node: int = 0
+    num_nodes: int = 1
+    address: str = ""
+    """Of the first node; of no use where there is but one."""
+    port: int = 0
+    """Where the ranks of all nodes meet."""
+
+    def take(self) -> None:
+        """Correct what this node's elastic agent, which knows of no other node, told its rank. Source: torchrun."""
+        if self.num_nodes == 1:
+            return
+        rank = self.ranks.start + int(os.environ["LOCAL_RANK"])
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(self.num_ranks)}
+        os.environ |= {"ROLE_RANK": str(rank), "ROLE_WORLD_SIZE": str(self.num_ranks)}
+        os.environ |= {"GROUP_RANK": str(self.node), "GROUP_WORLD_SIZE": str(self.num_nodes)}
+        os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": str(self.port)}
+
+
+def run_rank(folder: str, agent_pid: int | None = None, body: str = BODY, seats: Seats | None = None) -> None:
     """Run this rank of the trial in `folder` and leave its report; the elastic agent set RANK and the rest.
 
     Raises:
@@ -50,6 +78,8 @@ def run_rank(folder: str, agent_pid: int | None = None, body: str = BODY) -> Non
         if not is_alive(agent_pid):  # it died before the kernel was asked to watch it
             os._exit(EXIT_BUG)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if seats is not None:
+        seats.take()
     paths = TrialPaths(Path(folder))
     number = int(os.environ["RANK"])
     code = _outermost(paths, number, body)
@@ -62,22 +92,25 @@ def run_rank(folder: str, agent_pid: int | None = None, body: str = BODY) -> Non
 def _outermost(paths: TrialPaths, number: int, body: str) -> int:
     on_gpu = False
     pulse: Pulse | None = None
+    bound: Binding | None = None
     try:
         pulse = Pulse(paths.rank_pulse(number))
         trial = read_document(paths.trial, Trial)
         if trial is None:
             raise FileNotFoundError(f"{paths.trial}: no whole trial document")
         on_gpu = trial.placement.device == "cuda"
+        bound = bind(trial.placement, number)
         summary = _run(trial, paths, number, pulse, body)
-        write_document(
-            paths.rank_report(number), RankReport(rank=number, outcome="ok", at=time.time(), summary=summary)
-        )
+        report = RankReport(rank=number, outcome="ok", at=time.time(), summary=summary, binding=bound)
+        write_document(paths.rank_report(number), report)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: whatever it is becomes a record
-        return _failed(error, paths, number, pulse, on_gpu)
+        return _failed(error, paths, number, pulse, on_gpu, bound)
     return 0
 
 
-def _failed(error: BaseException, paths: TrialPaths, number: int, pulse: Pulse | None, on_gpu: bool) -> int:
+def _failed(
+    error: BaseException, paths: TrialPaths, number: int, pulse: Pulse | None, on_gpu: bool, bound: Binding | None
+) -> int:
     at = time.time()
     say_traceback(error)
     if pulse is None or is_environment(error):
@@ -86,7 +119,7 @@ def _failed(error: BaseException, paths: TrialPaths, number: int, pulse: Pulse |
     echo = is_echo(error, int(os.environ["WORLD_SIZE"]))
     failure = describe(error, number, pulse.now(), outcome, on_gpu)
     try:
-        report = RankReport(rank=number, outcome=outcome, at=at, failure=failure, echo=echo)
+        report = RankReport(rank=number, outcome=outcome, at=at, failure=failure, echo=echo, binding=bound)
         write_document(paths.rank_report(number), report)
     except EnvironmentProblem:
         return EXIT_ENVIRONMENT
@@ -118,7 +151,9 @@ def _place(trial: Trial, number: int) -> Rank:
 
 def num_threads(placement: Placement, ranks_here: int) -> int:
     """Return CPU threads per rank: the site's choice, or an even share of the cores this process may use."""
-    return placement.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    # A bound rank may use its own share only.
+    sharers = 1 if placement.binding == "spread" else ranks_here
+    return placement.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // sharers)
 
 
 @contextlib.contextmanager

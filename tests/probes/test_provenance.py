@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,31 +8,6 @@ import torch
 from egobench.probes import provenance
 
 CPU = torch.device("cpu")
-
-
-def git(folder: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *who, "-C", str(folder), *arguments], check=True, capture_output=True)
-
-
-def test_commit_and_digest_of_what_is_not_committed(tmp_path: Path) -> None:
-    assert provenance.git_state(tmp_path) == (None, None)
-    git(tmp_path, "init")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-m", "one")
-    sha, dirty = provenance.git_state(tmp_path)
-    assert sha is not None
-    assert len(sha) == 40
-    assert dirty is None
-    digests = set()
-    for text in ("2", "3"):
-        (tmp_path / "a").write_text(text)
-        digests.add(provenance.git_state(tmp_path))
-    (tmp_path / "b").write_text("new")
-    digests.add(provenance.git_state(tmp_path))
-    assert len({digest for _, digest in digests}) == 3
-    assert {commit for commit, _ in digests} == {sha}
 
 
 def test_only_listed_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

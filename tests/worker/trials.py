@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,17 @@ def make_trial(cell_id: str, drill: Drill | None = None, ranks: int = 2, steps: 
     return Trial(sweep="s", cell=cell, trial=0, placement=placement)
 
 
-def make_allocation(folder: Path, trials: list[Trial]) -> AllocationPaths:
+def make_allocation(
+    folder: Path, trials: list[Trial], parents: Mapping[str, str] | None = None, **more: Any
+) -> AllocationPaths:
+    """`parents`: cell -> the cell that it needs; `more`: fields of the allocation."""
     sweep = SweepPaths(folder)
     for trial in trials:
         write_document(sweep.trial(trial.cell.cell_id, 0).trial, trial)
     paths = AllocationPaths(sweep.allocations / "1")
-    refs = tuple(TrialRef(cell_id=trial.cell.cell_id, trial=0) for trial in trials)
-    write_document(paths.allocation, Allocation(sweep="s", trials=refs))
+    ids = [trial.cell.cell_id for trial in trials]
+    refs = tuple(TrialRef(cell_id=cell_id, trial=0, parent=(parents or {}).get(cell_id)) for cell_id in ids)
+    write_document(paths.allocation, Allocation(sweep="s", trials=refs, **more))
     return paths
 
 

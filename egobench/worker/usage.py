@@ -1,0 +1,82 @@
+"""Keeps `usage.json`: what the time of an allocation's GPUs goes into."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from egobench.records.allocation import Allocation, AllocationPaths, Start
+from egobench.records.measures import MergedStep
+from egobench.records.outcome import Outcome
+from egobench.records.rank import RankReport
+from egobench.records.store import TrialPaths, read_document, read_lines, write_document
+from egobench.records.usage import Span, Usage
+
+
+class Meter:
+    """Adds up one start of an allocation; written after each trial and at the end."""
+
+    def __init__(self, paths: AllocationPaths, allocation: Allocation, start: Start) -> None:
+        self._paths, self._num_gpus, self._start = paths, allocation.num_gpus, start
+        self._began_at = psutil.Process().create_time()  # imports are part of it
+        earlier = read_document(paths.usage, Usage)
+        self._earlier = {span.start: span for span in (earlier.spans if earlier is not None else ())}
+        self._span = Span(start=start.number, began_at=self._began_at)
+
+    def ready(self) -> None:
+        """Note that imports are over, and trials can start."""
+        self._add(Span(start=self._start.number, began_at=self._began_at, startup_s=time.time() - self._began_at))
+        self.write()
+
+    def take(self, outcome: Outcome, paths: TrialPaths) -> None:
+        """Take a trial that was run."""
+        self._add(share_out(outcome, paths, self._span))
+        self.write()
+
+    def take_lost(self, number: int, outcome: Outcome) -> None:
+        """Take a trial that an earlier start did not see the end of."""
+        lost_s = outcome.ended_at - outcome.started_at
+        span = self._earlier.get(number) or Span(start=number, began_at=outcome.started_at)
+        # That start may have counted some of it as idle, on its way out.
+        counted_s = min(max(0.0, span.began_at + span.total_s - outcome.started_at), lost_s, span.idle_s)
+        sums = {"lost_s": span.lost_s + lost_s, "idle_s": span.idle_s - counted_s, "num_trials": span.num_trials + 1}
+        self._earlier[number] = span.model_copy(update=sums)
+
+    def write(self) -> None:
+        """Write the document as things stand now."""
+        spent_s = time.time() - self._began_at
+        idle_s = max(0.0, spent_s - (self._span.total_s - self._span.idle_s))
+        self._span = self._span.model_copy(update={"idle_s": idle_s})
+        spans = tuple(span for number, span in sorted(self._earlier.items()) if number != self._span.start)
+        write_document(self._paths.usage, Usage(num_gpus=self._num_gpus, spans=(*spans, self._span)))
+
+    def _add(self, more: Span) -> None:
+        names = ("measured_s", "warmup_s", "evaluation_s", "startup_s", "lost_s", "num_trials")
+        sums = {name: getattr(self._span, name) + getattr(more, name) for name in names}
+        self._span = self._span.model_copy(update=sums)
+
+
+def share_out(outcome: Outcome, paths: TrialPaths, span: Span) -> Span:
+    """Say what the seconds of one trial went into; never more than it took."""
+    left_s = outcome.ended_at - outcome.started_at
+    if outcome.outcome != "ok":
+        return Span(start=span.start, began_at=span.began_at, lost_s=left_s, num_trials=1)
+    steps = read_lines(paths.steps, MergedStep)
+    report = read_document(paths.rank_report(0), RankReport)
+    summary = report.summary if report is not None else None
+    startup_s = outcome.launch_s or 0.0
+    if summary is not None and summary.began_at is not None and summary.loading_s is not None:
+        # Without the evaluation that comes before the first step.
+        startup_s = summary.began_at - outcome.started_at + summary.loading_s
+    wanted = {
+        "measured_s": sum(step.step_time_s for step in steps if step.steady),
+        "warmup_s": sum(step.step_time_s for step in steps if not step.steady),
+        "evaluation_s": (summary.evaluation_s if summary is not None else None) or 0.0,
+        "startup_s": startup_s,
+    }
+    found: dict[str, float] = {}
+    for name, seconds in wanted.items():
+        found[name] = max(0.0, min(seconds, left_s))
+        left_s -= found[name]
+    return Span(start=span.start, began_at=span.began_at, num_trials=1, **found)
