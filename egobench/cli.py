@@ -41,6 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Only = Annotated[
     str | None, typer.Option(help="Only these cells, as in 'strategy=ddp,gpus=1|2' (comma: and; bar: or).")
 ]
+Site = Annotated[str | None, typer.Option(help="A site, or its YAML file, instead of the one that the matrix names.")]
 RUNS = Path("runs")
 
 
@@ -78,6 +79,7 @@ def schema(which: Annotated[str, typer.Argument(help="matrix, workload or site."
 @app.command()
 def plan(
     matrix: Matrix = Path("matrix.yaml"),
+    site: Site = None,
     only: Only = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per cell.")] = False,
@@ -93,28 +95,49 @@ def plan(
     chosen = [form for form, wanted in forms if wanted]
     if len(chosen) > 1:
         raise typer.BadParameter("choose one of --json, --csv and --md")
-    return command.plan_command(matrix, chosen[0] if chosen else "summary", only)
+    return command.plan_command(matrix, chosen[0] if chosen else "summary", only, site=site)
 
 
 @app.command()
 def sweep(
     matrix: Matrix = Path("matrix.yaml"),
     runs: Runs = RUNS,
+    site: Site = None,
     only: Only = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Run at most this many trials now.")] = None,
     retry: Annotated[str | None, typer.Option(help="Run trials of these outcomes again, as in 'crash,oom'.")] = None,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, help="Launches of one trial at most, when nodes fail or jobs are preempted.")
+    ] = 3,
+    budget_gpu_hours: Annotated[
+        float | None, typer.Option(min=0, help="Start nothing that could take the sweep beyond so many GPU-hours.")
+    ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when everything is submitted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, for Slurm with the sbatch text; run nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run what is missing of a matrix.
 
     Run it again at any time, after any interruption: it goes on where it was, and runs nothing twice.
     """
-    from egobench.launch import command
+    from egobench.launch import start_command
 
-    return command.sweep_command(
-        matrix, runs=runs, only=only, limit=limit, retry=retry, fail_fast=fail_fast, dry_run=dry_run, as_json=as_json
+    return start_command.sweep_command(
+        matrix,
+        runs=runs,
+        site=site,
+        only=only,
+        limit=limit,
+        retry=retry,
+        max_attempts=max_attempts,
+        budget_gpu_hours=budget_gpu_hours,
+        fail_fast=fail_fast,
+        detach=detach,
+        dry_run=dry_run,
+        as_json=as_json,
     )
 
 
@@ -123,12 +146,13 @@ def status(
     name: SweepName = None,
     runs: Runs = RUNS,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until the sweep is over.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every cell, however many.")] = False,
     as_json: Json = False,
 ) -> int:
     """Show the ledger and how far a sweep is."""
     from egobench.launch import command
 
-    return command.status_command(name, runs=runs, watch=watch, as_json=as_json)
+    return command.status_command(name, runs=runs, watch=watch, everything=everything, as_json=as_json)
 
 
 @app.command()
@@ -146,18 +170,21 @@ def show(
 
 @app.command()
 def logs(
-    cell: Annotated[str, typer.Argument(help="A cell's id, or a part of it that only one cell has.")],
+    cell: Annotated[str | None, typer.Argument(help="A cell's id, or a part of it that only one cell has.")] = None,
     name: SweepName = None,
     runs: Runs = RUNS,
     trial: Annotated[
         int | None, typer.Option(min=0, help="Which repeat; default: the running one, else the first that failed.")
+    ] = None,
+    allocation: Annotated[
+        int | None, typer.Option(min=1, help="The log of this allocation instead, and of its Slurm job.")
     ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
 ) -> int:
     """Print the logs of a trial, all ranks together."""
     from egobench.launch import command
 
-    return command.logs_command(cell, trial=trial, following=follow, sweep=name, runs=runs)
+    return command.logs_command(cell, trial=trial, allocation=allocation, following=follow, sweep=name, runs=runs)
 
 
 @app.command()
@@ -227,6 +254,24 @@ def score(
 
 
 Format = Annotated[str, typer.Option("--format", help="egoworld, egothink, egobench, sharegpt or messages.")]
+
+
+@app.command()
+def doctor(
+    site: Annotated[str, typer.Option(help="A site's name, as a matrix would write it, or its file.")] = "local",
+    runs: Runs = RUNS,
+    probe: Annotated[bool, typer.Option(help="Send a short job to the nodes.")] = True,
+    nodes: Annotated[int | None, typer.Option(help="Nodes of the probe; default: the site's max_nodes.")] = None,
+    wait: Annotated[float, typer.Option(help="Seconds that the probe may wait in the queue.")] = 300,
+    as_json: Json = False,
+) -> int:
+    """Check a site: Slurm, partition, shared folder, GPUs, NCCL; say what was not checked.
+
+    Exit code 5 if something failed.
+    """
+    from egobench.launch import doctor as command
+
+    return command.doctor_command(site, runs, probe=probe, nodes=nodes, wait_s=wait, as_json=as_json)
 
 
 @data_app.command("list")

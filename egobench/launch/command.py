@@ -1,133 +1,61 @@
-"""The commands of this room: arguments in, text out, exit code back. The CLI adds only the option parsing."""
+"""The commands that look at a sweep: arguments in, text out, exit code back. The CLI adds only the option parsing."""
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.live import Live
-
 from egobench.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TRIALS_FAILED, InvalidInput, Mistake, nearest
 from egobench.launch.cancel import cancel_sweep
-from egobench.launch.logs import LogReader, follow
-from egobench.launch.progress import observer_for
-from egobench.launch.state import SweepState, TrialState, read_sweep
-from egobench.launch.sweep import Todo, Wish, look_up, run_sweep
+from egobench.launch.logs import LogReader, allocation_logs, describe, follow_files, follow_trial
+from egobench.launch.queue import ask
+from egobench.launch.reader import SweepReader, read_sweep
+from egobench.launch.show import attempt_documents, print_cell, trial_lines
+from egobench.launch.state import SweepState, TrialState
 from egobench.launch.tables import (
-    cell_table,
     ledger_line,
-    print_cell,
+    make_console,
+    print_json,
     print_status,
     status_document,
     trial_document,
-    trial_lines,
 )
+from egobench.launch.watch import watch as watch_sweep
 from egobench.plan.expand import to_cell
-from egobench.records.outcome import FAILED, OutcomeName
+from egobench.records.allocation import AllocationPaths, list_allocations
+from egobench.records.outcome import FAILED
+from egobench.records.store import SweepPaths
 from egobench.records.sweep import PlannedCell, find_sweep
 
 RUNS = Path("runs")
-WATCH_EVERY_S = 1.0
 
 
-def sweep_command(
-    matrix: Path,
+def status_command(
+    sweep: str | None = None,
     *,
     runs: Path = RUNS,
-    only: str | None = None,
-    limit: int | None = None,
-    retry: str | None = None,
-    fail_fast: bool = False,
-    dry_run: bool = False,
+    watch: bool = False,
+    everything: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Run what is missing of a matrix; 0: all asked for ok, 3: some failed, 5: the machine did, 130: interrupted.
+    """Print where a sweep stands: ledger, jobs, GPU-hours, cells, what runs, the time left.
 
-    Raises:
-        EgobenchError: mistakes in the matrix, a busy folder, a problem of the machine.
+    Asks Slurm, if nobody has within the site's `poll_every_s`; `everything`: also the cells that a long table folds.
     """
-    wish = Wish(only=only, limit=limit, retry=parse_retry(retry), fail_fast=fail_fast)
-    todo = look_up(matrix, runs, wish)
-    if dry_run:
-        return _dry_run(todo, as_json)
-    observer = observer_for(sys.stderr)
-    try:
-        code = run_sweep(todo, wish, observer)
-    finally:
-        observer.close()
-    state = read_sweep(todo.paths.folder)
-    if state.not_in_plan:
-        print(f"not in the plan any more (kept): {', '.join(state.not_in_plan)}", file=sys.stderr)
+    reader = SweepReader(find_sweep(sweep, runs), ask)
     if as_json:
-        _print_json(status_document(state) | {"exit_code": code})
-    else:
-        print(f"{state.sweep.name}: {ledger_line(state.ledger)}")
-        print(f"egobench report {todo.paths.folder}", file=sys.stderr)
-    return code
-
-
-def parse_retry(text: str | None) -> frozenset[OutcomeName]:
-    """Read `--retry crash,oom`.
-
-    Raises:
-        InvalidInput: a name that is no outcome of a failed trial.
-    """
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    wrong = [name for name in names if name not in FAILED]
-    if wrong:
-        allowed = f"allowed: {', '.join(sorted(FAILED))}"
-        raise InvalidInput(
-            Mistake("--retry", f"'{name}' is no outcome to retry", allowed, nearest(name, FAILED)) for name in wrong
-        )
-    return frozenset(outcome for outcome in FAILED if outcome in names)
-
-
-def _dry_run(todo: Todo, as_json: bool) -> int:
-    missing = todo.missing()
-    if as_json:
-        trials = [{"cell_id": ref.cell_id, "trial": ref.trial, "attempt": ref.attempt} for ref in missing]
-        _print_json({"schema_version": 1, "sweep": todo.sweep.name, "would_run": trials})
-        return EXIT_OK
-    for ref in missing:
-        print(f"{ref.cell_id} trial {ref.trial}" + (f" (attempt {ref.attempt})" if ref.attempt > 1 else ""))
-    print(f"{len(missing)} of {len(todo.asked)} trials would run; nothing was written", file=sys.stderr)
-    return EXIT_OK
-
-
-def status_command(sweep: str | None = None, *, runs: Path = RUNS, watch: bool = False, as_json: bool = False) -> int:
-    """Print where a sweep stands: ledger, cells, the running trial's step, the time left."""
-    folder = find_sweep(sweep, runs)
-    if as_json:
-        _print_json(status_document(read_sweep(folder)))
+        print_json(status_document(reader.read()))
         return EXIT_OK
     if not watch:
-        print_status(read_sweep(folder), _console())
+        print_status(reader.read(), make_console(), everything)
         return EXIT_OK
     try:
-        _watch(folder)
+        watch_sweep(reader, make_console())
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return EXIT_OK
-
-
-def _watch(folder: Path) -> None:
-    console = _console()
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while (state := read_sweep(folder)).allocation is not None:
-                live.update(cell_table(state), refresh=True)
-                time.sleep(WATCH_EVERY_S)
-    else:
-        last = ""
-        while (state := read_sweep(folder)).allocation is not None:
-            if (line := ledger_line(state.ledger)) != last:
-                print(last := line, flush=True)
-            time.sleep(WATCH_EVERY_S)
-    print_status(read_sweep(folder), console)
 
 
 def show_command(cell: str, *, sweep: str | None = None, runs: Path = RUNS, as_json: bool = False) -> int:
@@ -136,23 +64,26 @@ def show_command(cell: str, *, sweep: str | None = None, runs: Path = RUNS, as_j
     planned = find_cell(state, cell)
     resolved, trials = to_cell(state.sweep, planned), state.of_cell(planned.cell_id)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "schema_version": 1,
                 "cell": resolved.model_dump(mode="json"),
                 "outcome": state.cell_outcome(planned),
                 "because": planned.because,
-                "trials": [trial_document(trial) | {"measures": _measures(trial)} for trial in trials],
+                "trials": [_full_document(trial) for trial in trials],
             }
         )
         return EXIT_OK
-    print_cell(planned, resolved, trials, _console())
+    print_cell(planned, resolved, trials, make_console())
     return EXIT_OK
 
 
-def _measures(trial: TrialState) -> dict[str, Any] | None:
-    found = trial.document.measures if trial.document is not None else None
-    return found.model_dump(mode="json") if found is not None else None
+def _full_document(trial: TrialState) -> dict[str, Any]:
+    measures = trial.document.measures if trial.document is not None else None
+    return trial_document(trial) | {
+        "measures": measures.model_dump(mode="json") if measures is not None else None,
+        "earlier_attempts": attempt_documents(trial.paths),
+    }
 
 
 def find_cell(state: SweepState, prefix: str) -> PlannedCell:
@@ -173,27 +104,68 @@ def find_cell(state: SweepState, prefix: str) -> PlannedCell:
 
 
 def logs_command(
-    cell: str, *, trial: int | None = None, following: bool = False, sweep: str | None = None, runs: Path = RUNS
+    cell: str | None = None,
+    *,
+    trial: int | None = None,
+    following: bool = False,
+    allocation: int | None = None,
+    sweep: str | None = None,
+    runs: Path = RUNS,
 ) -> int:
-    """Print what the ranks of a trial wrote, each line marked with its rank (`!`: stderr).
+    """Print what the ranks of a trial wrote, each line marked with its rank (`!`: stderr); or an allocation's log.
 
     Default: the trial that runs, else the first that failed, else the first.
     """
-    state = read_sweep(find_sweep(sweep, runs))
-    trials = state.of_cell(find_cell(state, cell).cell_id)
-    chosen = _choose(trials, trial, cell)
-    for line in trial_lines(chosen):
-        print(line, file=sys.stderr)
-    if not following:
-        for line in LogReader(chosen.paths).new_lines(is_last=True):
-            print(line)
-        return EXIT_OK
+    folder = find_sweep(sweep, runs)
     try:
-        for line in follow(chosen.paths, chosen.paths.outcome.exists):
-            print(line, flush=True)
+        if allocation is not None:
+            return _print_allocation(_find_allocation(SweepPaths(folder), allocation), following)
+        if cell is None:
+            todo = "name a cell, or an allocation with --allocation"
+            raise InvalidInput([Mistake("logs", "neither a cell nor an allocation is named", todo=todo)])
+        return _print_trial(SweepReader(folder, ask if following else None), cell, trial, following)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _print_trial(reader: SweepReader, cell: str, number: int | None, following: bool) -> int:
+    state = reader.read()
+    cell_id = find_cell(state, cell).cell_id
+    chosen = _choose(state.of_cell(cell_id), number, cell)
+    if following:
+        for is_log, line in follow_trial(reader, cell_id, chosen.trial):
+            print(line, file=sys.stdout if is_log else sys.stderr, flush=True)
+        return EXIT_OK
+    for line in trial_lines(chosen):
+        print(line, file=sys.stderr)
+    lines = list(LogReader(chosen.paths).new_lines(is_last=True))
+    for line in lines:
+        print(line)
+    if not lines and chosen.allocation is not None:
+        print(f"{describe(chosen)}; `egobench logs --allocation {chosen.allocation}` shows that one", file=sys.stderr)
     return EXIT_OK
+
+
+def _find_allocation(paths: SweepPaths, number: int) -> AllocationPaths:
+    found = {allocation.number: allocation for allocation in list_allocations(paths)}
+    if number not in found:
+        allowed = f"allowed: {min(found)} to {max(found)}" if found else "this sweep has none yet"
+        raise InvalidInput([Mistake("--allocation", f"there is no allocation {number}", allowed)])
+    return found[number]
+
+
+def _print_allocation(paths: AllocationPaths, following: bool) -> int:
+    if not following and not allocation_logs(paths):
+        print(f"allocation {paths.number} has said nothing yet; its log will be {paths.log}", file=sys.stderr)
+    for line in follow_files(paths, _is_over(paths) if following else None):
+        print(line, flush=True)
+    return EXIT_OK
+
+
+def _is_over(paths: AllocationPaths) -> Iterator[bool]:
+    reader = SweepReader(paths.sweep.folder, ask)
+    while True:
+        yield paths.number not in {found.paths.number for found in reader.read().allocations}
 
 
 def _choose(trials: list[TrialState], number: int | None, cell: str) -> TrialState:
@@ -218,16 +190,7 @@ def cancel_command(
     said = cancel_sweep(state.paths, cell_id)
     after = read_sweep(folder)
     if as_json:
-        _print_json({"schema_version": 1, "sweep": state.sweep.name, "said": said, "ledger": after.ledger})
+        print_json({"schema_version": 1, "sweep": state.sweep.name, "said": said, "ledger": after.ledger})
     else:
         print(f"{state.sweep.name}: {said}; {ledger_line(after.ledger)}")
-    return EXIT_OK if after.allocation is None or cell_id is not None else EXIT_TRIALS_FAILED
-
-
-def _console() -> Console:
-    # Off a terminal rich would cut lines at 80 columns, and ids with them.
-    return Console() if sys.stdout.isatty() else Console(width=240)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=1))
+    return EXIT_OK if not after.allocations or cell_id is not None else EXIT_TRIALS_FAILED

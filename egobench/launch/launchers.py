@@ -1,45 +1,40 @@
-"""The launchers: name of a site's launcher -> function that starts an allocation."""
+"""The launchers: name of a site's launcher -> the fleet that runs its allocations."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final
 
-from egobench.errors import EnvironmentProblem
-from egobench.records.allocation import AllocationPaths
-from egobench.records.lock import Lock
-from egobench.spec.site import Site
-
-
-class Started(Protocol):
-    """An allocation that this process started."""
-
-    def exit_code(self) -> int | None:
-        """Return the exit code once it has ended."""
+from egobench.launch.fleet import Fleet
+from egobench.records.allocation import Retry
+from egobench.records.store import SweepPaths
+from egobench.records.sweep import Sweep
 
 
-Launcher = Callable[[AllocationPaths, Lock, Site], Started]
-"""Starts what `allocation.json` says; the lock passes to whoever runs it."""
+@dataclass(frozen=True)
+class Orders:
+    """What every allocation of one call of `egobench sweep` is told."""
 
-LAUNCHERS: Final[dict[str, str | None]] = {
-    "local": "egobench.launch.local:start",
-    "slurm": None,
+    sweep: Sweep
+    paths: SweepPaths
+    retry: Retry
+    fail_fast: bool = False
+
+
+LAUNCHERS: Final[dict[str, str]] = {
+    "local": "egobench.launch.local:LocalFleet",
+    "slurm": "egobench.launch.slurm:SlurmFleet",
 }
 
 
-def launcher_of(site: Site, name: str) -> Launcher:
-    """Return the launcher of a site.
+def fleet_of(orders: Orders) -> Fleet:
+    """Return the fleet of the sweep's site.
 
     Raises:
-        EnvironmentProblem: there is none yet.
+        EnvironmentProblem: nothing can run here: no torch, no Slurm.
     """
-    target = LAUNCHERS[site.launcher]
-    if target is None:
-        raise EnvironmentProblem(
-            f"site {name}: launcher: {site.launcher}; Slurm submission comes with `egobench sweep` in a later version; "
-            "plan it with `egobench plan`, or use a site with launcher: local"
-        )
-    module, _, attribute = target.partition(":")
-    launcher: Launcher = getattr(importlib.import_module(module), attribute)
-    return launcher
+    module, _, attribute = LAUNCHERS[orders.sweep.site.launcher].partition(":")
+    make: Callable[[Orders], Fleet] = getattr(importlib.import_module(module), attribute)
+    return make(orders)

@@ -5,44 +5,77 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from egobench.errors import EnvironmentProblem
-from egobench.records.allocation import AllocationPaths
-from egobench.records.lock import Lock
-from egobench.records.store import disk_errors
-from egobench.spec.site import Site
-
-
-@dataclass(frozen=True)
-class LocalAllocation:
-    """The process that runs the allocation."""
-
-    process: subprocess.Popen[bytes]
-
-    def exit_code(self) -> int | None:
-        return self.process.poll()
+from egobench.errors import EnvironmentProblem, SweepBusy
+from egobench.launch.launchers import Orders
+from egobench.launch.packing import ArrayDraft, Draft, Packing
+from egobench.records.allocation import Allocation, AllocationPaths, TrialRef
+from egobench.records.lock import take_lock
+from egobench.records.store import disk_errors, write_document
 
 
-def start(paths: AllocationPaths, lock: Lock, site: Site, options: tuple[str, ...] = ()) -> LocalAllocation:
-    """Start the worker detached; it inherits the lock, so that there is no moment at which nobody holds it.
+def pack_locally(refs: Sequence[TrialRef], num_gpus: int) -> Packing:
+    """Put everything into one allocation: a machine measures one trial at a time."""
+    draft = Draft(tuple(refs), num_nodes=1, gpus_per_node=num_gpus, time_limit_min=None)
+    return Packing((ArrayDraft((draft,), parallel=1),))
 
-    Raises:
-        EnvironmentProblem: the worker's packages are not installed, or its log cannot be written.
-    """
-    if importlib.util.find_spec("torch") is None:
-        raise EnvironmentProblem(
-            "torch is not installed here; a local site trains in this Python: pip install 'egobench[worker]'"
+
+class LocalFleet:
+    """One allocation at a time."""
+
+    options: tuple[str, ...] = ()
+    """Further options of the worker."""
+
+    def __init__(self, orders: Orders) -> None:
+        """Prepare to start allocations.
+
+        Raises:
+            EnvironmentProblem: the worker's packages are not installed.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise EnvironmentProblem(
+                "torch is not installed here; a local site trains in this Python: pip install 'egobench[worker]'"
+            )
+        self._orders = orders
+
+    def recover(self) -> None:
+        pass  # a process holds its allocation's lock from its first moment on
+
+    def start(self, packing: Packing, first: int) -> list[AllocationPaths]:
+        drafts = [draft for array in packing.arrays for draft in array.drafts]
+        return [self._start(draft, first + index) for index, draft in enumerate(drafts)]
+
+    def _start(self, draft: Draft, number: int) -> AllocationPaths:
+        paths = AllocationPaths(self._orders.paths.allocations / str(number))
+        with disk_errors(paths.folder):
+            paths.folder.mkdir(parents=True)
+        write_document(
+            paths.allocation,
+            Allocation(
+                sweep=self._orders.sweep.name,
+                trials=draft.trials,
+                fail_fast=self._orders.fail_fast,
+                retry=self._orders.retry,
+                gpus_per_node=draft.gpus_per_node,
+            ),
         )
-    command = [sys.executable, "-m", "egobench.worker", str(paths.allocation)]
-    with disk_errors(paths.log), paths.log.open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--lock-descriptor", str(lock.descriptor), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(lock.descriptor,),
-            start_new_session=True,
-        )
-    lock.name_holder(process.pid)
-    return LocalAllocation(process)
+        lock = take_lock(paths.lock, wait_s=1.0)
+        if lock is None:
+            raise SweepBusy(f"{paths.folder}: somebody else took this new allocation")
+        # The worker inherits the lock, so that there is no moment at which nobody holds it.
+        command = [sys.executable, "-m", "egobench.worker", str(paths.allocation)]
+        try:
+            with disk_errors(paths.log), paths.log.open("ab") as log:
+                process = subprocess.Popen(
+                    [*command, "--lock-descriptor", str(lock.descriptor), *self.options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(lock.descriptor,),
+                    start_new_session=True,
+                )
+            lock.name_holder(process.pid)
+        finally:
+            lock.close()
+        return paths

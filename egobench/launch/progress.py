@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import IO, Protocol
+from typing import IO, Final, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +14,9 @@ from rich.text import Text
 from egobench.launch.state import TrialState
 from egobench.records.outcome import UNFINISHED
 from egobench.units import format_seconds
+
+MOST_LINES: Final = 12
+"""Running trials shown with a line of their own."""
 
 
 class Observer(Protocol):
@@ -26,7 +29,7 @@ class Observer(Protocol):
         """Take a trial that started or ended."""
 
     def tick(self, running: list[TrialState], num_done: int, num_all: int, eta_s: float | None) -> None:
-        """Take where things stand now."""
+        """Take where things stand now; called several times a second."""
 
     def close(self) -> None:
         """Leave the screen in order."""
@@ -47,7 +50,8 @@ class FirstFailures:
         """Return what to say about a trial that ended; more for the first failure of each kind."""
         document = trial.document
         if document is None:
-            return [f"{trial.cell.cell_id} trial {trial.trial}: {trial.outcome}"]
+            because = f": {trial.because}" if trial.because else ""
+            return [f"{trial.cell.cell_id} trial {trial.trial}: {trial.outcome}{because}"]
         took = format_seconds(document.ended_at - document.started_at)
         head = f"{trial.cell.cell_id} trial {trial.trial}: {document.outcome} after {took}"
         if document.outcome == "ok":
@@ -100,7 +104,9 @@ class LiveProgress:
 
     def tick(self, running: list[TrialState], num_done: int, num_all: int, eta_s: float | None) -> None:
         self._bar.update(self._task, completed=num_done, total=num_all)
-        lines = [Text(describe_running(trial, time.time())) for trial in running]
+        lines = [Text(describe_running(trial, time.time())) for trial in running[:MOST_LINES]]
+        if len(running) > MOST_LINES:
+            lines.append(Text(f"and {len(running) - MOST_LINES} more run"))
         if eta_s is not None and num_done < num_all:
             lines.append(Text(f"about {format_seconds(eta_s)} left"))
         self._live.update(Group(self._bar, *lines))

@@ -1,19 +1,20 @@
-"""What the files of a sweep say right now: from any process, on any login node."""
+"""Where the trials and allocations of a sweep stand."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
-from egobench.errors import InvalidInput, Mistake
-from egobench.records.allocation import AllocationPaths, list_allocations, living_claim
-from egobench.records.lock import is_held
+from egobench.launch.files import AllocationFiles
+from egobench.launch.fleet import AllocationState
+from egobench.launch.hours import Hours, hours_of
+from egobench.records.allocation import Claim
 from egobench.records.outcome import FAILED, NOT_RUN, UNFINISHED, Outcome, OutcomeName
 from egobench.records.pulse import PulseReading, read_pulse
-from egobench.records.store import SweepPaths, TrialPaths, read_document
+from egobench.records.queue import QueueView
+from egobench.records.store import SweepPaths, TrialPaths
 from egobench.records.sweep import PlannedCell, Sweep, count_outcomes
 
 
@@ -26,10 +27,17 @@ class TrialState:
     paths: TrialPaths
     outcome: OutcomeName
     document: Outcome | None = None
+    """The newest outcome record; of a `pending` trial: that of an attempt that is to be repeated."""
     pulses: tuple[PulseReading, ...] = ()
     """Of the ranks, while it runs."""
     since: float | None = None
     """Unix time of the claim, while it runs."""
+    allocation: int | None = None
+    """The living one that runs it, or in which it waits."""
+    attempt: int = 0
+    """Launches so far."""
+    note: str = ""
+    """What is known of it without an outcome record."""
 
     @property
     def num_steps(self) -> int | None:
@@ -38,13 +46,17 @@ class TrialState:
         return int(steps) if steps is not None else None
 
     @property
+    def num_ranks(self) -> int:
+        return int(self.cell.axes.get("gpus", 1))
+
+    @property
     def step(self) -> int:
         """Return the step of the rank furthest behind; -1 before the first."""
         return min((pulse.step for pulse in self.pulses), default=-1)
 
     @property
     def because(self) -> str:
-        return self.document.because if self.document else ""
+        return self.note or (self.document.because if self.document else "")
 
 
 @dataclass(frozen=True)
@@ -54,24 +66,39 @@ class SweepState:
     sweep: Sweep
     paths: SweepPaths
     trials: tuple[TrialState, ...]
-    allocation: AllocationPaths | None
-    """The one that runs now."""
-    not_in_plan: tuple[str, ...]
+    allocations: tuple[AllocationState, ...] = ()
+    """Those that wait or run, oldest first."""
+    not_in_plan: tuple[str, ...] = ()
     """Cells with a folder that the plan no longer has."""
+    over: tuple[AllocationState, ...] = ()
+    """The other allocations."""
+    files: Mapping[int, AllocationFiles] = field(default_factory=dict)
+    """What every allocation wrote, by its number."""
+    view: QueueView | None = None
+    """Slurm's last answer; None: no Slurm site, or it was never asked."""
+    at: float = 0.0
+    """Unix time of the look, s."""
 
-    @property
+    @cached_property
     def ledger(self) -> dict[str, int]:
         """Return the count of trials per outcome."""
         return count_outcomes(trial.outcome for trial in self.trials)
 
-    @property
+    @cached_property
     def cell_ledger(self) -> dict[str, int]:
         """Return the count of cells per outcome, those that the plan dropped included."""
         return count_outcomes(self.cell_outcome(cell) for cell in self.sweep.cells)
 
     def of_cell(self, cell_id: str) -> list[TrialState]:
         """Return the trials of one cell."""
-        return [trial for trial in self.trials if trial.cell.cell_id == cell_id]
+        return self._by_cell.get(cell_id, [])
+
+    @cached_property
+    def _by_cell(self) -> dict[str, list[TrialState]]:
+        found: dict[str, list[TrialState]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.cell.cell_id, []).append(trial)
+        return found
 
     def cell_outcome(self, cell: PlannedCell) -> OutcomeName:
         """Return what the outcomes of a cell's trials add up to: the first failure, else what is not finished yet."""
@@ -84,68 +111,104 @@ class SweepState:
         return "ok"
 
     @property
+    def running(self) -> list[TrialState]:
+        return [trial for trial in self.trials if trial.outcome == "running"]
+
+    @property
+    def active(self) -> list[AllocationState]:
+        """Return the allocations that hold GPUs now."""
+        return [state for state in self.allocations if state.activity == "active"]
+
+    @property
+    def num_lanes(self) -> int:
+        """Return how many allocations run at once: those that do; while all wait, those that the site lets run."""
+        if self.active or not self.allocations:
+            return max(1, len(self.active))
+        site = self.sweep.site
+        gpus = max(self.files[state.paths.number].document.num_gpus for state in self.allocations)
+        most = max(1, site.max_gpus // gpus) if site.max_gpus is not None else len(self.allocations)
+        return min(len(self.allocations), most)
+
+    @cached_property
     def eta_s(self) -> float | None:
-        """Return the time that the unfinished trials will still take one after another; None before any has ended."""
-        return estimate_s(self.trials, time.time())
+        """Return the time that the unfinished trials will still take, waiting in the queue not counted.
+
+        As many allocations are taken to run as run now, each through its own list. None before any trial has ended.
+        """
+        expected = Expected.of(self.trials)
+        if expected is None:
+            return None
+        left = [trial for trial in self.trials if trial.outcome in UNFINISHED]
+        loads: dict[int | None, float] = {}
+        for trial in left:
+            loads[trial.allocation] = loads.get(trial.allocation, 0.0) + expected.left_s(trial, self.at)
+        longest_s = max((load for number, load in loads.items() if number is not None), default=0.0)
+        return max(sum(loads.values()) / self.num_lanes, longest_s)
+
+    @cached_property
+    def hours(self) -> Hours:
+        """Return the GPU-hours of all allocations together."""
+        states = (*self.allocations, *self.over)
+        found = (hours_of(self.files[state.paths.number], state, self.at) for state in states)
+        return sum(found, Hours())
+
+    @property
+    def planned_gpu_hours(self) -> float:
+        """Return what the planned trials are expected to take, one attempt each, their start-up included."""
+        expected = Expected.of(self.trials)
+        default_s = self.sweep.site.expected_trial_min * 60
+        per_trial = (
+            trial.num_ranks * (expected.of_cell_s(trial.cell.cell_id) if expected is not None else default_s)
+            for trial in self.trials
+        )
+        return sum(per_trial) / 3600
+
+    @property
+    def num_repeats(self) -> int:
+        """Return the attempts beyond the first."""
+        return sum(max(0, trial.attempt - 1) for trial in self.trials)
 
 
-def estimate_s(trials: Sequence[TrialState], now: float) -> float | None:
-    """Estimate from finished trials of the same cell, else of all cells."""
-    durations: dict[str, list[float]] = {}
-    for trial in trials:
-        if trial.document is not None and trial.document.outcome == "ok":
-            took_s = trial.document.ended_at - trial.document.started_at
-            durations.setdefault(trial.cell.cell_id, []).append(took_s)
-    if not durations:
-        return None
-    overall = statistics.fmean(took for cell in durations.values() for took in cell)
-    total = 0.0
-    for trial in trials:
-        if trial.outcome in UNFINISHED:
-            expected = statistics.fmean(durations.get(trial.cell.cell_id, [overall]))
-            total += max(0.0, expected - (now - trial.since if trial.since is not None else 0.0))
-    return total
+@dataclass(frozen=True)
+class Expected:
+    """How long a trial takes: as finished ones of its cell did, else as all did."""
+
+    by_cell_s: Mapping[str, float]
+    overall_s: float
+
+    @classmethod
+    def of(cls, trials: Iterable[TrialState]) -> Expected | None:
+        """Learn from the trials that ended ok; None where there are none."""
+        durations: dict[str, list[float]] = {}
+        for trial in trials:
+            if trial.document is not None and trial.document.outcome == "ok":
+                took_s = trial.document.ended_at - trial.document.started_at
+                durations.setdefault(trial.cell.cell_id, []).append(took_s)
+        if not durations:
+            return None
+        overall_s = statistics.fmean(took for cell in durations.values() for took in cell)
+        return cls({cell_id: sum(cell) / len(cell) for cell_id, cell in durations.items()}, overall_s)
+
+    def of_cell_s(self, cell_id: str) -> float:
+        """Return how long a trial of this cell takes."""
+        return self.by_cell_s.get(cell_id, self.overall_s)
+
+    def left_s(self, trial: TrialState, now: float) -> float:
+        """Return how long an unfinished trial will still take."""
+        has_run_s = now - trial.since if trial.since is not None else 0.0
+        return max(0.0, self.of_cell_s(trial.cell.cell_id) - has_run_s)
 
 
-def read_trial(cell: PlannedCell, trial: int, paths: TrialPaths) -> TrialState:
-    """Look at one trial."""
-    document = read_document(paths.outcome, Outcome)
-    if document is not None:
-        return TrialState(cell, trial, paths, document.outcome, document)
-    claim = living_claim(paths)
-    if claim is None:
-        return TrialState(cell, trial, paths, "pending")
+def running_state(cell: PlannedCell, trial: int, paths: TrialPaths, claim: Claim) -> TrialState:
+    """Look at a trial that runs."""
     pulses = (read_pulse(paths.rank_pulse(rank)) for rank in range(int(cell.axes.get("gpus", 1))))
-    seen = tuple(pulse for pulse in pulses if pulse is not None)
-    return TrialState(cell, trial, paths, "running", pulses=seen, since=claim.since)
-
-
-def read_sweep(folder: Path) -> SweepState:
-    """Look at a whole sweep.
-
-    Raises:
-        InvalidInput: there is no sweep in this folder.
-    """
-    paths = SweepPaths(folder)
-    sweep = read_document(paths.sweep, Sweep)
-    if sweep is None:
-        mistake = Mistake(str(folder), "there is no sweep here", todo="start one with `egobench sweep matrix.yaml`")
-        raise InvalidInput([mistake])
-    trials = tuple(
-        read_trial(cell, trial, paths.trial(cell.cell_id, trial))
-        for cell in sweep.runnable()
-        for trial in range(sweep.trials)
+    return TrialState(
+        cell,
+        trial,
+        paths,
+        "running",
+        pulses=tuple(pulse for pulse in pulses if pulse is not None),
+        since=claim.since,
+        allocation=claim.allocation,
+        attempt=claim.attempt,
     )
-    return SweepState(sweep, paths, trials, living_allocation(paths), tuple(_not_in_plan(sweep, paths)))
-
-
-def living_allocation(paths: SweepPaths) -> AllocationPaths | None:
-    """Return the newest allocation that still runs."""
-    return next((found for found in reversed(list_allocations(paths)) if is_held(found.lock)), None)
-
-
-def _not_in_plan(sweep: Sweep, paths: SweepPaths) -> Iterable[str]:
-    planned = {cell.cell_id for cell in sweep.cells}
-    for entry in sorted(paths.folder.iterdir()):
-        if entry.is_dir() and entry.name not in planned and any(entry.glob("*/trial.json")):
-            yield entry.name

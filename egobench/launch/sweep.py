@@ -1,52 +1,49 @@
-"""`egobench sweep`: do what is missing of a plan, watch it, and come back to it after any interruption."""
+"""`egobench sweep`: what is missing of a plan, and the documents that say so."""
 
 from __future__ import annotations
 
 import datetime
-import shutil
-from collections.abc import Sequence
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from egobench.errors import (
-    EXIT_ENVIRONMENT,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_TRIALS_FAILED,
-    EnvironmentProblem,
-    SweepBusy,
-)
-from egobench.launch.follow import End, Follower
-from egobench.launch.launchers import Launcher, launcher_of
+from egobench.errors import EXIT_OK, EXIT_TRIALS_FAILED, SweepBusy
 from egobench.launch.order import trial_order
-from egobench.launch.progress import Observer
-from egobench.launch.state import living_allocation
 from egobench.plan.expand import plan, to_cell
 from egobench.plan.select import matches, parse_only
-from egobench.records.allocation import Allocation, AllocationPaths, TrialRef, is_settled, list_allocations
-from egobench.records.lock import read_holder, take_lock
+from egobench.records.allocation import Retry, TrialRef, is_settled
+from egobench.records.lock import Lock, read_holder, take_lock_for_all
 from egobench.records.outcome import Outcome, OutcomeName
-from egobench.records.store import SweepPaths, disk_errors, read_document, write_document
+from egobench.records.store import SweepPaths, read_document, write_document
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.records.trial import Placement, Trial
 from egobench.spec.matrix import load_matrix
 
-FULL_BYTES: Final = 64 * 1024
-"""With less free than this, documents no longer fit."""
+WRITERS: Final = 16
+"""A network file system answers slowly, but many at once."""
 
 
 @dataclass(frozen=True)
 class Wish:
     """What one call of `egobench sweep` asks for beyond the matrix."""
 
+    site: str | None = None
+    """Another site than the matrix names."""
     only: str | None = None
     """Selection of cells, as in `--only 'strategy=ddp,gpus=2|4'`."""
     limit: int | None = None
     """At most so many trials."""
     retry: frozenset[OutcomeName] = frozenset()
     """Run finished trials with these outcomes once more."""
+    max_attempts: int = 3
+    """Launches of one trial at most."""
+    budget_gpu_hours: float | None = None
+    """Of the sweep as a whole, what earlier calls used included."""
     fail_fast: bool = False
+    detach: bool = False
+    """Return as soon as everything is submitted."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,11 @@ class Todo:
     paths: SweepPaths
     asked: tuple[TrialRef, ...]
     """In the order in which they run."""
+    retry: Retry
 
     def missing(self) -> list[TrialRef]:
         """Return the trials that have not the outcome asked for."""
-        return [ref for ref in self.asked if not is_settled(self.paths, ref)]
+        return [ref for ref in self.asked if not is_settled(self.paths, ref, self.retry)]
 
 
 def look_up(matrix: Path, runs: Path, wish: Wish) -> Todo:
@@ -69,39 +67,36 @@ def look_up(matrix: Path, runs: Path, wish: Wish) -> Todo:
     Raises:
         InvalidInput: mistakes in the matrix or in `only`.
     """
-    sweep = plan(load_matrix(matrix))
+    sweep = plan(load_matrix(matrix, wish.site))
     paths = SweepPaths(runs.resolve() / sweep.name)
     where = parse_only(wish.only) if wish.only else {}
-    chosen = {cell.cell_id for cell in sweep.runnable() if matches(where, cell.axes)}
-    refs = [_ref(paths, cell_id, trial, wish) for cell_id, trial in trial_order(sweep) if cell_id in chosen]
-    todo = Todo(sweep, paths, tuple(refs))
+    chosen = {cell.cell_id: cell for cell in sweep.runnable() if matches(where, cell.axes)}
+    refs = [_ref(paths, chosen[cell_id], trial, wish) for cell_id, trial in trial_order(sweep) if cell_id in chosen]
+    retry = Retry(outcomes=tuple(sorted(wish.retry)), max_attempts=wish.max_attempts)
+    todo = Todo(sweep, paths, tuple(refs), retry)
     if wish.limit is None:
         return todo
-    return Todo(sweep, paths, tuple(todo.missing()[: wish.limit]))
+    return Todo(sweep, paths, tuple(todo.missing()[: wish.limit]), retry)
 
 
-def _ref(paths: SweepPaths, cell_id: str, trial: int, wish: Wish) -> TrialRef:
-    outcome = read_document(paths.trial(cell_id, trial).outcome, Outcome)
+def _ref(paths: SweepPaths, cell: PlannedCell, trial: int, wish: Wish) -> TrialRef:
+    # Whether an outcome is to be tried again is known by its text; most trials are not, and need not be read twice.
+    outcome = read_document(paths.trial(cell.cell_id, trial).outcome, Outcome) if wish.retry else None
     again = outcome is not None and outcome.outcome in wish.retry
-    return TrialRef(cell_id=cell_id, trial=trial, attempt=outcome.attempt + 1 if outcome is not None and again else 1)
+    attempt = outcome.attempt + 1 if outcome is not None and again else 1
+    return TrialRef(cell_id=cell.cell_id, trial=trial, attempt=attempt, parent=cell.parent, needs=cell.needs)
 
 
-def run_sweep(todo: Todo, wish: Wish, observer: Observer) -> int:
-    """Run what is missing and watch it; return the exit code.
+def lock_sweep(paths: SweepPaths) -> Lock:
+    """Become the one process that drives this folder.
 
     Raises:
-        SweepBusy: another process drives this folder.
-        EnvironmentProblem: nothing can run here, or the allocation ended before its trials did.
+        SweepBusy: another one does.
     """
-    launcher = launcher_of(todo.sweep.site, todo.sweep.site_name)
-    lock = take_lock(todo.paths.lock)
+    lock = take_lock_for_all(paths.lock)
     if lock is None:
-        raise SweepBusy(_who_drives(todo.paths))
-    try:
-        _write_plan(todo)
-        return _drive(todo, wish, launcher, observer)
-    finally:
-        lock.close()
+        raise SweepBusy(_who_drives(paths))
+    return lock
 
 
 def _who_drives(paths: SweepPaths) -> str:
@@ -117,16 +112,21 @@ def _clock(at: float) -> str:
     return datetime.datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _write_plan(todo: Todo) -> None:
+def write_plan(todo: Todo) -> None:
+    """Write the plan, and the trials that are missing."""
     sweep, paths = todo.sweep, todo.paths
     if read_document(paths.sweep, Sweep) != sweep:
         write_document(paths.sweep, sweep)
     cells = {cell.cell_id: cell for cell in sweep.runnable()}
-    for ref in todo.missing():
+
+    def write(ref: TrialRef) -> None:
         document = trial_of(sweep, cells[ref.cell_id], ref.trial, paths)
         target = paths.trial(ref.cell_id, ref.trial).trial
         if read_document(target, Trial) != document:
             write_document(target, document)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, todo.missing()))
 
 
 def trial_of(sweep: Sweep, planned: PlannedCell, trial: int, paths: SweepPaths) -> Trial:
@@ -136,6 +136,8 @@ def trial_of(sweep: Sweep, planned: PlannedCell, trial: int, paths: SweepPaths) 
         site=sweep.site_name,
         device=site.device,
         threads_per_rank=site.threads_per_rank,
+        binding=site.binding,
+        num_nodes=nodes_of(sweep, planned),
         trial_time_limit_s=site.trial_time_limit_s,
         quiet_limit_s=site.quiet_limit_s,
         stall_limit_s=site.stall_limit_s,
@@ -145,83 +147,9 @@ def trial_of(sweep: Sweep, planned: PlannedCell, trial: int, paths: SweepPaths) 
     return Trial(sweep=sweep.name, cell=to_cell(sweep, planned), trial=trial, placement=placement)
 
 
-def _drive(todo: Todo, wish: Wish, launcher: Launcher, observer: Observer) -> int:
-    follower = Follower(todo.sweep, todo.paths, todo.asked, observer)
-    try:
-        while True:
-            if (living := living_allocation(todo.paths)) is not None:
-                observer.say(f"re-attached to allocation {living.number}, which still runs; log: {living.log}")
-                end = follower.follow(living, None)
-                if todo.missing() and end.because:  # somebody or something stopped it; one that vanished is replaced
-                    return _stopped(todo, living, end)
-                continue
-            missing = todo.missing()
-            if not missing:
-                return exit_code(todo)
-            paths, end = _run_allocation(todo, wish, missing, launcher, follower, observer)
-            if todo.missing():
-                return _stopped(todo, paths, end)
-    except KeyboardInterrupt:
-        _say_how_to_return(todo, observer)
-        return EXIT_INTERRUPTED
-
-
-def _run_allocation(
-    todo: Todo,
-    wish: Wish,
-    missing: Sequence[TrialRef],
-    launcher: Launcher,
-    follower: Follower,
-    observer: Observer,
-) -> tuple[AllocationPaths, End]:
-    numbers = [found.number for found in list_allocations(todo.paths)]
-    paths = AllocationPaths(todo.paths.allocations / str(max(numbers, default=0) + 1))
-    with disk_errors(paths.folder):
-        paths.folder.mkdir(parents=True)
-    write_document(paths.allocation, Allocation(sweep=todo.sweep.name, trials=tuple(missing), fail_fast=wish.fail_fast))
-    lock = take_lock(paths.lock, wait_s=1.0)
-    if lock is None:
-        raise SweepBusy(f"{paths.folder}: somebody else took this new allocation")
-    try:
-        started = launcher(paths, lock, todo.sweep.site)
-    finally:
-        lock.close()  # the allocation holds it now
-    observer.say(f"{len(missing)} trials to run in allocation {paths.number}; log: {paths.log}")
-    return paths, follower.follow(paths, started)
-
-
-def _stopped(todo: Todo, paths: AllocationPaths, end: End) -> int:
-    """Say what an allocation that ended early means.
-
-    Raises:
-        EnvironmentProblem: the machine, not a trial, ended it.
-    """
-    left = len(todo.missing())
-    again = f"{left} trials are left; its log: {paths.log}; run the same command again to go on"
-    if end.exit_code is None or end.exit_code < 0:
-        raise EnvironmentProblem(f"the allocation was killed; {again}")
-    if end.exit_code == EXIT_ENVIRONMENT:
-        raise EnvironmentProblem(f"{end.because or _unsaid(todo.paths)}; {again}")
-    if end.exit_code not in (EXIT_OK, EXIT_INTERRUPTED):
-        raise EnvironmentProblem(f"the allocation failed ({end.because or f'exit code {end.exit_code}'}); {again}")
-    return EXIT_TRIALS_FAILED
-
-
-def _unsaid(paths: SweepPaths) -> str:
-    # On a full disk the allocation could not leave its reason behind.
-    if shutil.disk_usage(paths.folder).free < FULL_BYTES:
-        return f"{paths.folder}: cannot write: the disk is full; free some space or choose another --runs folder"
-    return "the allocation met a problem of the machine"
-
-
-def _say_how_to_return(todo: Todo, observer: Observer) -> None:
-    name = todo.paths.folder
-    if living_allocation(todo.paths) is None:
-        observer.say("interrupted; run the same command again to go on")
-        return
-    observer.say("interrupted; the allocation goes on without this command")
-    observer.say(f"  watch it:  egobench status {name} --watch   (or run the same command again)")
-    observer.say(f"  end it:    egobench cancel {name}")
+def nodes_of(sweep: Sweep, planned: PlannedCell) -> int:
+    """Return how many nodes a trial of the cell takes."""
+    return math.ceil(int(planned.axes["gpus"]) / sweep.site.gpus_per_node)
 
 
 def exit_code(todo: Todo) -> int:

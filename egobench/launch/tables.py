@@ -1,23 +1,39 @@
-"""What the commands of this room print: text for people, one JSON document for programs."""
+"""What `status` prints: text for people, one JSON document for programs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
-from typing import Any
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from egobench.launch.jobs import eta_line, hours_document, hours_lines, job_documents, job_lines, queue_document
 from egobench.launch.progress import describe_running
 from egobench.launch.state import SweepState, TrialState
 from egobench.records.outcome import NOT_RUN
 from egobench.records.sweep import PlannedCell, count_outcomes
-from egobench.records.trial import Cell
-from egobench.units import format_bytes, format_seconds, significant
+from egobench.units import format_seconds, significant
 
-STYLES = {"ok": "green", "running": "cyan", "pending": "dim", "incompatible": "dim", "predicted_oom": "dim"}
+STYLES: Final = {"ok": "green", "running": "cyan", "pending": "dim", "incompatible": "dim", "predicted_oom": "dim"}
+MOST_ROWS: Final = 60
+"""A table with more rows is folded: cells of which there is nothing to tell are counted only."""
+MOST_RUNNING: Final = 20
+
+
+def make_console() -> Console:
+    """Return stdout as rich takes it."""
+    # Off a terminal rich would cut lines at 80 columns, and ids with them.
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one document of `--json`."""
+    print(json.dumps(document, indent=1))
 
 
 def ledger_line(ledger: dict[str, int]) -> str:
@@ -33,8 +49,11 @@ def trial_document(trial: TrialState) -> dict[str, Any]:
         "trial": trial.trial,
         "outcome": trial.outcome,
         "because": trial.because,
+        "attempt": trial.attempt,
         "folder": str(trial.paths.folder),
     }
+    if trial.allocation is not None:
+        document["allocation"] = trial.allocation
     if trial.outcome == "running":
         document |= {
             "since": trial.since,
@@ -42,7 +61,6 @@ def trial_document(trial: TrialState) -> dict[str, Any]:
             "ranks": [{"phase": p.phase, "step": p.step, "at": p.at} for p in trial.pulses],
         }
     if trial.document is not None:
-        document["attempt"] = trial.document.attempt
         document["failure"] = trial.document.failure and trial.document.failure.model_dump(mode="json")
     return document
 
@@ -53,10 +71,13 @@ def status_document(state: SweepState) -> dict[str, Any]:
         "schema_version": 1,
         "sweep": state.sweep.name,
         "folder": str(state.paths.folder),
-        "allocation": state.allocation.number if state.allocation else None,
         "ledger": state.ledger,
         "cells": state.cell_ledger,
         "eta_s": state.eta_s,
+        "gpu_hours": hours_document(state),
+        "num_repeats": state.num_repeats,
+        "queue": queue_document(state),
+        "allocations": job_documents(state),
         "not_in_plan": list(state.not_in_plan),
         "dropped": [
             {"cell_id": cell.cell_id, "outcome": cell.outcome, "because": cell.because}
@@ -67,32 +88,75 @@ def status_document(state: SweepState) -> dict[str, Any]:
     }
 
 
-def print_status(state: SweepState, console: Console) -> None:
-    """Print ledger, cells and what runs now."""
-    console.print(Text(f"{state.sweep.name}: trials: {ledger_line(state.ledger)}"))
-    console.print(Text(f"{' ' * len(state.sweep.name)}  cells:  {ledger_line(state.cell_ledger)}"))
-    console.print(cell_table(state))
-    for trial in state.trials:
-        if trial.outcome == "running":
-            console.print(Text(f"running: {describe_running(trial, time.time())}"))
-    if state.allocation is None and state.ledger["pending"]:
-        console.print(Text(f"nothing runs now; `egobench sweep {state.sweep.matrix}` does the rest"))
-    elif state.eta_s:
-        console.print(Text(f"about {format_seconds(state.eta_s)} left"))
+def print_status(state: SweepState, console: Console, everything: bool = False) -> None:
+    """Print ledger, jobs, cells and what runs now."""
+    for line in head_lines(state):
+        console.print(Text(line))
+    rows = shown_cells(state, None if everything else MOST_ROWS)
+    if rows:
+        console.print(cell_table(state, rows))
+    for line in (*folded_lines(state, rows), *running_lines(state), *tail_lines(state)):
+        console.print(Text(line))
+
+
+def head_lines(state: SweepState) -> Iterable[str]:
+    """Yield the ledger, the jobs and the hours."""
+    yield f"{state.sweep.name}: trials: {ledger_line(state.ledger)}"
+    yield f"{' ' * len(state.sweep.name)}  cells:  {ledger_line(state.cell_ledger)}"
+    yield from job_lines(state)
+    yield from hours_lines(state)
+
+
+def running_lines(state: SweepState, most: int = MOST_RUNNING) -> Iterable[str]:
+    """Yield where each running trial is."""
+    running = state.running
+    for trial in running[:most]:
+        yield f"running: {describe_running(trial, state.at)}"
+    if len(running) > most:
+        yield f"and {len(running) - most} more run"
+
+
+def tail_lines(state: SweepState) -> Iterable[str]:
+    """Yield what comes next."""
+    if not state.allocations and state.ledger["pending"]:
+        yield f"nothing runs now; `egobench sweep {state.sweep.matrix}` does the rest"
+    elif (line := eta_line(state)) is not None:
+        yield line
     if state.not_in_plan:
-        console.print(Text(f"not in the plan (kept): {', '.join(state.not_in_plan)}"))
+        yield f"not in the plan (kept): {', '.join(state.not_in_plan)}"
 
 
-def cell_table(state: SweepState) -> Table:
-    """Return one row per cell that runs, with what distinguishes it."""
+def shown_cells(state: SweepState, most: int | None) -> list[PlannedCell]:
+    """Return the cells that get a row: all, or where they are more than `most`, those that run or have failed."""
+    cells = [cell for cell in state.sweep.cells if cell.outcome not in NOT_RUN]
+    if most is None or len(cells) <= most:
+        return cells
+    outcomes = [(cell, state.cell_outcome(cell)) for cell in cells]
+    telling = [(cell, outcome) for cell, outcome in outcomes if outcome not in ("ok", "pending")]
+    telling.sort(key=lambda found: found[1] != "running")
+    chosen = {cell.cell_id for cell, _ in telling[:most]}
+    return [cell for cell in cells if cell.cell_id in chosen]
+
+
+def folded_lines(state: SweepState, rows: Sequence[PlannedCell]) -> Iterable[str]:
+    """Yield the count of the cells without a row."""
+    shown = {cell.cell_id for cell in rows}
+    rest = [cell for cell in state.sweep.cells if cell.outcome not in NOT_RUN and cell.cell_id not in shown]
+    if rest:
+        counts = Counter(state.cell_outcome(cell) for cell in rest)
+        listed = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+        yield f"and {len(rest):,} cells: {listed} (`--all` lists them)"
+
+
+def cell_table(state: SweepState, cells: Sequence[PlannedCell]) -> Table:
+    """Return one row per cell, with what distinguishes it."""
     table = Table(box=None, pad_edge=False)
     for name in ("cell", *state.sweep.varied, "trials", "step time", "tokens/s"):
         # A cell's id must stay whole: it is what `show` and `logs` take.
         table.add_column(name, overflow="fold", no_wrap=name == "cell")
-    for cell in state.sweep.cells:
-        if cell.outcome not in NOT_RUN:
-            axes = [str(cell.axes.get(name, "")) for name in state.sweep.varied]
-            table.add_row(cell.cell_id, *axes, _outcomes(state.of_cell(cell.cell_id)), *_means(state, cell))
+    for cell in cells:
+        axes = [str(cell.axes.get(name, "")) for name in state.sweep.varied]
+        table.add_row(cell.cell_id, *axes, _outcomes(state.of_cell(cell.cell_id)), *_means(state, cell))
     return table
 
 
@@ -116,42 +180,3 @@ def _means(state: SweepState, cell: PlannedCell) -> tuple[str, str]:
     step_s = sum(found.step_time_s for found in measures) / len(measures)
     rate = sum(found.tokens_per_s for found in measures) / len(measures)
     return format_seconds(step_s), significant(rate)
-
-
-def print_cell(cell: PlannedCell, resolved: Cell, trials: list[TrialState], console: Console) -> None:
-    """Print a resolved cell and its trials."""
-    console.print(Text(cell.cell_id, style="bold"))
-    for name, value in resolved.axes.items():
-        console.print(Text(f"  {name}: {value}"))
-    if resolved.drill is not None:
-        console.print(Text(f"  drill: {resolved.drill.kind} on rank {resolved.drill.rank}, step {resolved.drill.step}"))
-    if cell.because:
-        console.print(Text(f"{cell.outcome}: {cell.because}"))
-    for trial in trials:
-        for line in trial_lines(trial):
-            console.print(Text(line))
-
-
-def trial_lines(trial: TrialState) -> Iterable[str]:
-    """Yield what is known of a trial."""
-    if trial.outcome == "running":
-        yield f"trial {trial.trial}: running: {describe_running(trial, time.time())}"
-        return
-    yield f"trial {trial.trial}: {trial.outcome}" + (f": {trial.because}" if trial.because else "")
-    document = trial.document
-    if document is None:
-        return
-    if failure := document.failure:
-        if failure.requested_bytes is not None:
-            free = format_bytes(failure.free_bytes) if failure.free_bytes is not None else "unknown"
-            yield f"  asked for {format_bytes(failure.requested_bytes)}, free: {free}"
-        yield f"  log: {trial.paths.rank_log(failure.rank)}"
-    if measures := document.measures:
-        peak = measures.peak_memory_bytes
-        memory = f", peak memory {format_bytes(peak)}" if peak is not None else ""
-        yield (
-            f"  {measures.num_steps} steps, step time {format_seconds(measures.step_time_s)}, "
-            f"{significant(measures.tokens_per_s)} tokens/s{memory}"
-        )
-        if (after := measures.after) is not None:
-            yield f"  EM {after.em:.1f}, F1 {after.f1:.1f} of {after.num_questions} questions"

@@ -7,19 +7,12 @@ import sys
 from pathlib import Path
 
 from egobench.errors import EgobenchError
-from egobench.launch import launchers, local
-from egobench.launch.command import sweep_command
-from egobench.records.allocation import AllocationPaths
-from egobench.records.lock import Lock
-from egobench.spec.site import Site
-
-
-def start(paths: AllocationPaths, lock: Lock, site: Site) -> local.LocalAllocation:
-    return local.start(paths, lock, site, ("--body", "tests.worker.standin:run"))
+from egobench.launch.local import LocalFleet
+from egobench.launch.start_command import sweep_command
 
 
 def main() -> int:
-    launchers.LAUNCHERS["local"] = "tests.launch.driver:start"
+    LocalFleet.options = ("--body", "tests.worker.standin:run")
     options = json.loads(sys.argv[1])
     try:
         return sweep_command(Path(options.pop("matrix")), runs=Path(options.pop("runs")), **options)

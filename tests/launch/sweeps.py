@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from egobench.launch.state import SweepState, read_sweep
+from egobench.launch.reader import read_sweep
+from egobench.launch.state import SweepState
 
 ROOT = Path(__file__).parent.parent.parent
 MATRIX = """

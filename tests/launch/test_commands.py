@@ -9,16 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from egobench.errors import EnvironmentProblem, InvalidInput
-from egobench.launch.command import (
-    cancel_command,
-    logs_command,
-    parse_retry,
-    show_command,
-    status_command,
-    sweep_command,
-)
+from egobench.errors import InvalidInput
+from egobench.launch.command import cancel_command, logs_command, show_command, status_command
 from egobench.launch.order import trial_order
+from egobench.launch.start_command import parse_retry, sweep_command
 from egobench.plan.expand import plan
 from egobench.records.sweep import find_sweep
 from egobench.spec.matrix import load_matrix
@@ -114,17 +108,6 @@ def test_only_limit_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         parse_retry("crsh")
 
 
-def test_slurm_says_that_it_comes_later(tmp_path: Path) -> None:
-    matrix = write_matrix(tmp_path)
-    (tmp_path / "slurm_templates").mkdir()
-    (tmp_path / "slurm_templates" / "big.yaml").write_text(
-        "why: a test\nlauncher: slurm\ndevice: cpu\ngpus_per_node: 4\n"
-    )
-    matrix.write_text(matrix.read_text().replace("site: local", "site: big"))
-    with pytest.raises(EnvironmentProblem, match="comes with `egobench sweep` in a later version"):
-        sweep_command(matrix, runs=tmp_path / "runs")
-
-
 def test_order_interleaves_and_repeats(tmp_path: Path) -> None:
     write_matrix(tmp_path, trials=3, more="  padding: [max, dynamic]\nbaseline: {attention: eager, padding: max}")
     sweep = plan(load_matrix(tmp_path / "matrix.yaml"))
@@ -176,7 +159,7 @@ def test_interrupted_but_going_on_then_cancelled(long_sweep: Path, capsys: pytes
     assert cancel_command(runs=runs) == 0
     assert "allocation 1 ended; 2 planned: 2 cancelled" in capsys.readouterr().out
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
-    assert not state_of(long_sweep).allocation
+    assert not state_of(long_sweep).allocations
 
 
 def test_cancel_with_nothing_running(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

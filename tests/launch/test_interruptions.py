@@ -18,9 +18,8 @@ from tests.launch.sweeps import run_sweep, running_pids, start_sweep, state_of, 
 
 
 def allocation_pid(folder: Path) -> int:
-    allocation = state_of(folder).allocation
-    assert allocation is not None
-    holder = read_holder(allocation.lock)
+    (allocation,) = state_of(folder).allocations
+    holder = read_holder(allocation.paths.lock)
     assert holder is not None
     return holder.pid
 
@@ -90,8 +89,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         time.sleep(dice.uniform(0.5, 5.0))
         victim = login.pid
         if turn % 2 and (tmp_path / "runs" / "small" / "sweep.json").exists():
-            allocation = state_of(tmp_path).allocation
-            holder = read_holder(allocation.lock) if allocation else None
+            living = state_of(tmp_path).allocations
+            holder = read_holder(living[0].paths.lock) if living else None
             victim = holder.pid if holder else victim
         os.kill(victim, signal.SIGKILL)
         login.communicate(timeout=60)
@@ -104,9 +103,10 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert out == "small: 6 planned: 6 ok\n"
     for path, content in final.items():
         assert path.read_bytes() == content
-    # Every attempt that left something was moved aside, and none of those had ended.
-    for path in tmp_path.glob("runs/small/*/*/attempts/*/outcome.json"):
-        raise AssertionError(f"{path} had ended and was run again")
+    # Every attempt that left something was moved aside with its record, and none of those had ended by itself.
+    for path in tmp_path.glob("runs/small/*/*/attempts/*"):
+        record = Outcome.model_validate_json((path / "outcome.json").read_text())
+        assert (record.outcome, record.interrupted) == ("node_fail", True)
 
 
 def test_killed_rank_is_a_crash_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,254 @@
+"""Drives a sweep: starts what is missing, watches it, settles what ended early, and starts again what may be."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from egobench.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, EXIT_OK, EnvironmentProblem
+from egobench.launch.cancel import cancel_sweep
+from egobench.launch.fleet import AllocationState, Fleet
+from egobench.launch.follow import Follower
+from egobench.launch.launchers import Orders, fleet_of
+from egobench.launch.packing import Packing, QueueFull
+from egobench.launch.prepare import packing_for, settle_orphans, startable
+from egobench.launch.progress import Observer
+from egobench.launch.queue import ask
+from egobench.launch.reader import SweepReader
+from egobench.launch.settle import SLURMS_DOING, settle
+from egobench.launch.state import SweepState
+from egobench.launch.sweep import Todo, Wish, exit_code, lock_sweep, write_plan
+from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, Ended, TrialRef, list_allocations
+from egobench.records.lock import Lock
+from egobench.records.store import read_document
+
+LOOK_EVERY_S: Final = {"local": 0.25, "slurm": 1.0}
+FULL_BYTES: Final = 64 * 1024
+"""With less free than this, documents no longer fit."""
+FRUITLESS: Final = 2
+"""Allocations that may end by themselves without launching a trial that they were given."""
+FRUITLESS_BY_SLURM: Final = 10
+"""... and that Slurm may end so: nodes fail, jobs are preempted."""
+
+
+def run_sweep(todo: Todo, wish: Wish, observer: Observer) -> int:
+    """Run what is missing and watch it; return the exit code.
+
+    Raises:
+        SweepBusy: another process drives this folder.
+        EnvironmentProblem: nothing can run here, or the machine, not a trial, ended an allocation.
+    """
+    fleet = fleet_of(Orders(todo.sweep, todo.paths, todo.retry, wish.fail_fast))
+    lock = lock_sweep(todo.paths)
+    try:
+        write_plan(todo)
+        reader = SweepReader(todo.paths.folder, ask if todo.sweep.site.launcher == "slurm" else None)
+        return Driver(todo, wish, fleet, Follower(reader, todo.asked, todo.retry, observer), observer, lock).run()
+    finally:
+        lock.release()
+
+
+@dataclass
+class Driver:
+    """One call of `egobench sweep`, from start to end."""
+
+    todo: Todo
+    wish: Wish
+    fleet: Fleet
+    follower: Follower
+    observer: Observer
+    lock: Lock
+    _living: dict[AllocationPaths, Allocation] = field(default_factory=dict)
+    _closed: set[int] = field(default_factory=set)
+    """Allocations whose end has been dealt with, by this call or before it."""
+    _started: set[int] = field(default_factory=set)
+    _left: dict[TrialRef, str] = field(default_factory=dict)
+    """Trials that this call does not start again, and why."""
+    _problem: str = ""
+    """Why trials are left, where it is the machine's fault."""
+    _fruitless: Counter[TrialRef] = field(default_factory=Counter)
+    _launched: dict[TrialRef, int] = field(default_factory=dict)
+    """Launches of a trial when it was last given to an allocation."""
+    _said: str = ""
+    _full_with: int | None = None
+    """Allocations that lived when Slurm took no more jobs."""
+
+    @property
+    def _on_slurm(self) -> bool:
+        return self.todo.sweep.site.launcher == "slurm"
+
+    def run(self) -> int:
+        """Drive to the end.
+
+        Raises:
+            EnvironmentProblem: the machine ended an allocation, and trials are left.
+        """
+        try:
+            self._find_living()
+            while self._go_on():
+                time.sleep(LOOK_EVERY_S[self.todo.sweep.site.launcher])
+        except KeyboardInterrupt:
+            self._say_how_to_return()
+            return EXIT_INTERRUPTED
+        if self.wish.detach and self._living:
+            self._say_how_to_watch("submitted")
+            return EXIT_OK
+        missing = len(self.follower.missing())
+        if missing and self._problem:
+            raise EnvironmentProblem(f"{self._problem}; {missing} trials are left; run the same command again to go on")
+        return exit_code(self.todo)
+
+    def _find_living(self) -> None:
+        self.fleet.recover()
+        state = self.follower.look()
+        # What was over before this call needs no word, unless nobody has settled it yet.
+        self._closed = {one.paths.number for one in state.over if one.paths.ended.exists() or one.job is None}
+        living = state.allocations
+        if living and not self._on_slurm:
+            found = living[0].paths
+            self.observer.say(f"re-attached to allocation {found.number}, which still runs; log: {found.log}")
+        elif living:
+            self.observer.say(f"re-attached to {len(living)} allocations, which still wait or run")
+
+    def _go_on(self) -> bool:
+        """Look once, do what is to be done, and return whether there is more to wait for."""
+        self.lock.renew()
+        state = self.follower.look()
+        over = [one for one in state.over if one.paths.number not in self._closed]
+        settled = [ref for one in over for ref in settle(one)]
+        settled += settle_orphans(self.todo, self.follower.missing(), self.follower.known)
+        if over or settled:
+            state = self.follower.look(settled)
+        self._living = {one.paths: state.files[one.paths.number].document for one in state.allocations}
+        for one in over:
+            self._closed.add(one.paths.number)
+            self._close(one, state)
+        if self.wish.fail_fast and self._has_failed():
+            return self._fail_fast()
+        return self._start_missing() or bool(self._living and not self.wish.detach)
+
+    def _close(self, over: AllocationState, state: SweepState) -> None:
+        """Draw the conclusions from an allocation that is over."""
+        number, missing = over.paths.number, set(self.follower.missing())
+        unsettled = [ref for ref in state.files[number].refs if ref in missing]
+        if (request := read_document(over.paths.cancel, CancelRequest)) is not None:
+            cancelled = [ref for ref in unsettled if request.leaves_out(ref.cell_id)]
+            self._left |= dict.fromkeys(cancelled, f"cancelled by {request.by}")
+            unsettled = [ref for ref in unsettled if ref not in self._left]
+        if not unsettled:
+            return
+        why, is_final = self._why_unsettled(over, state)
+        if is_final:
+            self._left |= dict.fromkeys(unsettled, why)
+        else:
+            self._count_fruitless(unsettled, state.files[number].ended, why)
+        if why:
+            self.observer.say(f"allocation {number}: {why}; {len(unsettled)} of its trials are not done")
+
+    def _count_fruitless(self, unsettled: Sequence[TrialRef], ended: Ended | None, why: str) -> None:
+        """Give up trials that allocation after allocation was given and did not launch."""
+        limit = FRUITLESS_BY_SLURM if ended is None or ended.state in SLURMS_DOING else FRUITLESS
+        for ref in unsettled:
+            self._fruitless[ref] = self._fruitless[ref] + 1 if self._launches(ref) == self._launched.get(ref) else 0
+            if self._fruitless[ref] >= limit:
+                self._problem = f"{limit} allocations in a row launched no trial; the last: {why or 'no reason'}"
+                self._left[ref] = self._problem
+
+    def _launches(self, ref: TrialRef) -> int:
+        return self.follower.state(ref).attempt
+
+    def _why_unsettled(self, over: AllocationState, state: SweepState) -> tuple[str, bool]:
+        """Return why an allocation left trials undone, and whether this call is to leave them too."""
+        ended = state.files[over.paths.number].ended
+        log = f"its log: {over.paths.log}"
+        if ended is None and over.job is None:
+            if over.paths.number not in self._started:
+                return "", False  # it vanished before this call came, and is replaced
+            self._problem = self._disk_is_full() or f"the allocation was killed; {log}"
+            return self._problem, True
+        if ended is None:
+            return "Slurm no longer knows it", False
+        why = ended.because or ended.state
+        if ended.exit_code == EXIT_ENVIRONMENT and not ended.state:
+            self._problem = f"{why or self._disk_is_full() or 'the allocation met a problem of the machine'}; {log}"
+            return self._problem, True
+        if ended.state == "CANCELLED" or (ended.exit_code == EXIT_INTERRUPTED and not ended.state):
+            return why, True
+        if over.job is not None:
+            return why, False
+        if ended.exit_code != EXIT_OK:
+            self._problem = f"the allocation failed ({why or f'exit code {ended.exit_code}'}); {log}"
+        return self._problem or why, True
+
+    def _disk_is_full(self) -> str:
+        # On a full disk the allocation could not leave its reason behind.
+        folder = self.todo.paths.folder
+        if shutil.disk_usage(folder).free >= FULL_BYTES:
+            return ""
+        return f"{folder}: cannot write: the disk is full; free some space or choose another --runs folder"
+
+    def _start_missing(self) -> bool:
+        """Start what is neither done, nor under way, nor given up; return whether anything was started."""
+        if self._full_with is not None and len(self._living) >= self._full_with:
+            return False  # until one of the jobs is over
+        self._full_with = None
+        wanted = [ref for ref in self.follower.missing() if ref not in self._left]
+        refs = startable(wanted, self._living.values(), self.follower.known)
+        if not refs:
+            return False
+        packing = packing_for(self.todo, self.wish, refs, self.follower.known, self._living)
+        if packing.because and packing.because != self._said:
+            self._said = packing.because
+            self.observer.say(f"{len(packing.later)} trials are left for later: {packing.because}")
+        return self._start(packing) if packing.arrays else False
+
+    def _start(self, packing: Packing) -> bool:
+        first = max((found.number for found in list_allocations(self.todo.paths)), default=0) + 1
+        given = [ref for array in packing.arrays for draft in array.drafts for ref in draft.trials]
+        self._launched |= {ref: self._launches(ref) for ref in given}
+        try:
+            started = self.fleet.start(packing, first)
+        except QueueFull as full:
+            self.observer.say(str(full))
+            if not self.follower.look().allocations:
+                raise
+            self._full_with = len(self._living)
+            return True
+        self._started |= {paths.number for paths in started}
+        for note in packing.notes:
+            self.observer.say(note)
+        if self._on_slurm:
+            jobs = f"{len(started)} jobs in {len(packing.arrays)} arrays"
+            self.observer.say(f"{len(given)} trials submitted as {jobs}; their logs: {self.todo.paths.slurm}")
+        else:
+            self.observer.say(f"{len(given)} trials to run in allocation {first}; log: {started[0].log}")
+        return bool(started)
+
+    def _has_failed(self) -> bool:
+        missing = set(self.follower.missing())
+        documents = (self.follower.known(ref) for ref in self.todo.asked if ref not in missing)
+        return any(document is not None and document.outcome != "ok" for document in documents)
+
+    def _fail_fast(self) -> bool:
+        self._left |= dict.fromkeys(self.follower.missing(), "fail-fast")
+        if self._on_slurm and self._living:
+            self.observer.say(f"fail-fast: {cancel_sweep(self.todo.paths)}")
+        return bool(self._living)
+
+    def _say_how_to_return(self) -> None:
+        living = self.follower.look().allocations
+        if not living:
+            self.observer.say("interrupted; run the same command again to go on")
+            return
+        what = f"{len(living)} allocations go on" if self._on_slurm else "the allocation goes on"
+        self._say_how_to_watch(f"interrupted; {what} without this command")
+
+    def _say_how_to_watch(self, head: str) -> None:
+        name = self.todo.paths.folder
+        self.observer.say(head)
+        self.observer.say(f"  watch it:  egobench status {name} --watch   (or run the same command again)")
+        self.observer.say(f"  end it:    egobench cancel {name}")

@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=ACCOUNT
+#SBATCH --array=0-2%2
+#SBATCH --chdir=/shared/runs/quickstart
+#SBATCH --comment='egobench quickstart: allocations 12 to 14'
+#SBATCH --cpus-per-task=32
+#SBATCH --dependency=afterany:17:18_3
+#SBATCH --gres=gpu:a100:4
+#SBATCH --job-name=egobench-quickstart-12-beef01
+#SBATCH --mem=400G
+#SBATCH --nice=20
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/quickstart/slurm/%A_%a_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@90
+#SBATCH --time=240
+
+# setup
+ALLOCATION=/shared/runs/quickstart/allocations/"$((12 + SLURM_ARRAY_TASK_ID))"/allocation.json
+ulimit -c 0
+export PYTHONPATH=/shared/runs/quickstart/code/0123abcd"${PYTHONPATH:+:$PYTHONPATH}"
+CONTAINER=$(command -v singularity || command -v apptainer)
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --cpus-per-task=32 "$CONTAINER" exec --nv --overlay /scratch/NETID/egobench/overlay-50G-10M.ext3:ro --bind /shared/runs --bind /shared/bench /scratch/work/public/singularity/cuda12.2.2-cudnn8.9.4-devel-ubuntu22.04.3.sif env PYTHONPATH="$PYTHONPATH" /ext3/miniconda3/bin/python -P -u -m egobench.worker --slurm "$ALLOCATION"
