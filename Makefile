@@ -37,3 +37,8 @@ wheels: $(VENV)/.worker
 	mkdir -p .whl && $(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
 	    --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .whl \
 	    --constraint constraints.txt pydantic pydantic_core annotated-types typing-inspection
+
+## chaos: a campaign of injected faults on a real Slurm and on a scripted one (about 25 minutes)
+.PHONY: chaos
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.cluster.chaos
