@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from egobench.records.allocation import Claim
+from egobench.records.allocation import AllocationPaths, Claim, last_start, living_claim
+from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome
-from egobench.records.store import TrialPaths, disk_errors, read_document, write_document
+from egobench.records.store import TrialPaths, create_document, disk_errors, read_document
 
+VANISHED: Final = "its allocation vanished"
 _STAYS: Final = frozenset({"trial.json", "attempts"})
 
 
@@ -29,19 +31,45 @@ def next_attempt(paths: TrialPaths) -> int:
     return max(_last_archived(paths), attempt_of_leftovers(paths) or 0) + 1
 
 
-def claim(paths: TrialPaths, allocation: int | None) -> int:
+def claim(paths: TrialPaths, allocation: int | None, start: int = 0) -> int | None:
     """Move leftovers to `attempts/<k>/`, say in `running.json` that the trial is ours, and return our attempt's number.
+
+    None, and nothing changed, where another allocation runs the trial right now.
 
     Raises:
         EnvironmentProblem: the disk is full.
     """
+    held = living_claim(paths)
+    if held is not None and not _is_ours(held, paths, allocation, start):
+        return None
+    settle_vanished(paths)
     attempt = next_attempt(paths)
     archive(paths)
-    write_document(
-        paths.running,
-        Claim(allocation=allocation, attempt=attempt, host=socket.gethostname(), pid=os.getpid(), since=time.time()),
+    ours = Claim(
+        allocation=allocation,
+        start=start,
+        attempt=attempt,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        since=time.time(),
     )
-    return attempt
+    # Exclusive: of two that come at the same moment, one gets it.
+    return attempt if create_document(paths.running, ours) else None
+
+
+def _is_ours(held: Claim, paths: TrialPaths, allocation: int | None, start: int) -> bool:
+    """Return whether the claim is what an earlier launch of ours left."""
+    if held.allocation != allocation or allocation is None:
+        return False
+    number = last_start(AllocationPaths(paths.folder.parent.parent / "allocations" / str(allocation)))
+    return (number or 0) <= start
+
+
+def settle_vanished(paths: TrialPaths) -> None:
+    """Give an attempt that ended without an outcome the one it has: the process that ran it is gone."""
+    held = read_document(paths.running, Claim)
+    if held is not None and not paths.outcome.exists():
+        record_interruption(paths, held, "node_fail", VANISHED)
 
 
 def archive(paths: TrialPaths) -> None:
@@ -61,7 +89,9 @@ def archive(paths: TrialPaths) -> None:
 def _leftovers(paths: TrialPaths) -> list[Path]:
     if not paths.folder.is_dir():
         return []
-    return [entry for entry in paths.folder.iterdir() if entry.name not in _STAYS]
+    # Hidden files are documents that somebody was writing when he was killed, or is writing now.
+    found = (entry for entry in paths.folder.iterdir() if not entry.name.startswith("."))
+    return [entry for entry in found if entry.name not in _STAYS]
 
 
 def _last_archived(paths: TrialPaths) -> int:

@@ -6,8 +6,10 @@ import contextlib
 import fcntl
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -36,6 +38,17 @@ class Lock:
         with disk_errors(self.path):
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, text.encode(), 0)
+
+    def renew(self) -> None:
+        """Tell other machines that the holder still lives."""
+        with contextlib.suppress(OSError):  # read-only just now: whoever has something to write will say so
+            os.utime(self.descriptor)
+
+    def release(self) -> None:
+        """Give the lock back, and say on every machine that nobody holds it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.descriptor, 0)
+        self.close()
 
     def close(self) -> None:
         """Close this process's descriptor; a child that inherited it goes on holding the lock."""
@@ -71,10 +84,32 @@ def take_lock(path: Path, wait_s: float = 0.0) -> Lock | None:
         return lock
 
 
+ABROAD_PATIENCE_S: Final = 60.0
+"""A lock taken on another machine counts as held for so long after it was last renewed."""
+
+
+def take_lock_for_all(path: Path) -> Lock | None:
+    """Take a lock that other machines respect even where their shared file system does not share flock.
+
+    The holder calls `renew` every few seconds.
+    """
+    holder = read_holder(path)
+    if holder is not None and holder.host != socket.gethostname() and _renewed_ago_s(path) < ABROAD_PATIENCE_S:
+        return None
+    return take_lock(path, wait_s=0.5)
+
+
+def _renewed_ago_s(path: Path) -> float:
+    # Both times by the file server's clock: those of the machines may differ.
+    with disk_errors(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=".now.") as probe:
+        return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
+
+
 def is_held(path: Path) -> bool:
     """Return whether a living process holds the lock."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # Read-only: those who may only look can ask, too, and flock's shared lock needs no more, on NFS either.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

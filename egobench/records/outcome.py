@@ -11,7 +11,7 @@ from egobench.spec.strict import Record
 
 OutcomeName = Literal[
     "ok", "oom", "host_oom", "timeout", "hang", "preempted", "node_fail", "crash", "diverged",
-    "incompatible", "predicted_oom", "cancelled", "pending", "running",
+    "parent_failed", "incompatible", "predicted_oom", "cancelled", "pending", "running",
 ]  # fmt: skip
 OUTCOMES: Final[tuple[OutcomeName, ...]] = get_args(OutcomeName)
 UNFINISHED: Final[frozenset[OutcomeName]] = frozenset({"pending", "running"})
@@ -58,6 +58,8 @@ class Outcome(Record):
     ended_at: float
     launch_s: float | None = None
     """From the launch of the ranks to the start of the first step."""
+    interrupted: bool = False
+    """The allocation came to its end under the trial, which is not to blame and may be launched again."""
     failure: Failure | None = None
     measures: Measures | None = None
     """What was measured; also of a failed trial, as far as it came, but then never compared."""

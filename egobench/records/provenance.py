@@ -17,6 +17,20 @@ class Gpu(Record):
     uuid: str | None = None
 
 
+class Binding(Record):
+    """Which CPUs one rank kept to."""
+
+    rank: int
+    node: str
+    """Host name."""
+    cpus: tuple[int, ...]
+    """As the kernel numbers them."""
+    numa_node: int | None = None
+    """Where all of them belong to one; None: unknown, or several."""
+    gpu: int | None = None
+    """Index on the node; None on a CPU site."""
+
+
 class Provenance(Record):
     """Code, packages, hardware and inputs of one trial."""
 
@@ -48,5 +62,7 @@ class Provenance(Record):
     """Samples left out, by reason."""
     model_digest: str | None = None
     threads_per_rank: int | None = None
+    binding: tuple[Binding, ...] = ()
+    """Of every rank; empty: ranks were not bound, and the kernel moved them at will."""
     slurm: dict[str, str] = {}
     """SLURM_JOB_ID and the like, by allow-list."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from egobench.records.measures import Answers
 from egobench.records.outcome import Failure, OutcomeName
+from egobench.records.provenance import Binding
 from egobench.spec.strict import Record
 
 
@@ -14,6 +15,12 @@ class RankSummary(Record):
     num_trainable_parameters: int
     first_step_at: float
     """Unix time at the start of the first step, s."""
+    began_at: float | None = None
+    """Unix time at which the rank went to work, s; it loads first."""
+    loading_s: float | None = None
+    """Data, model and everything else before the first step, without evaluation."""
+    evaluation_s: float | None = None
+    """Before and after training."""
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
     peak_nvml_used_bytes: int | None = None
@@ -38,3 +45,5 @@ class RankReport(Record):
     echo: bool = False
     """The failure is most likely the consequence of another rank's: a lost connection, a reduced gradient with nan."""
     summary: RankSummary | None = None
+    binding: Binding | None = None
+    """Where the rank was kept; None: it was not bound."""

@@ -2,9 +2,20 @@
 
 runs/<sweep>/sweep.json                      the resolved plan
 runs/<sweep>/lock                            held by the one `egobench sweep` that drives it
-runs/<sweep>/allocations/<n>/                an allocation: its trials, its lock, its log
+runs/<sweep>/queue.json                      what Slurm said last about the jobs
+runs/<sweep>/code/<digest>/                  egobench as it was when jobs were submitted
+runs/<sweep>/slurm/                          sbatch scripts, and what Slurm's own processes said
+runs/<sweep>/allocations/<n>/                an allocation
+                           /allocation.json  what to run, in which order, on what
+                           /job.json         its Slurm job, where it is one
+                           /starts/<k>.json  the k-th time it began
+                           /usage.json       what its GPU time went into
+                           /cancel.json      somebody asks it to end
+                           /ended.json       it is over for good, and why
+                           /lock, /log.txt
 runs/<sweep>/<cell>/<trial>/trial.json       what to run
                            /running.json     claim of the allocation that runs it now
+                           /interrupted.json that allocation was told to end
                            /outcome.json     how it ended
                            /steps.jsonl      one line per update, all ranks
                            /ranks/<r>.jsonl  one line per update of one rank
@@ -22,6 +33,8 @@ import contextlib
 import errno
 import json
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +60,10 @@ class TrialPaths:
     @property
     def running(self) -> Path:
         return self.folder / "running.json"
+
+    @property
+    def interrupted(self) -> Path:
+        return self.folder / "interrupted.json"
 
     @property
     def outcome(self) -> Path:
@@ -103,6 +120,18 @@ class SweepPaths:
         return self.folder / "lock"
 
     @property
+    def queue(self) -> Path:
+        return self.folder / "queue.json"
+
+    @property
+    def code(self) -> Path:
+        return self.folder / "code"
+
+    @property
+    def slurm(self) -> Path:
+        return self.folder / "slurm"
+
+    @property
     def allocations(self) -> Path:
         return self.folder / "allocations"
 
@@ -130,24 +159,55 @@ def write_document(path: Path, document: BaseModel | dict[str, Any]) -> None:
     Raises:
         EnvironmentProblem: the disk is full or not writable; nothing is left behind.
     """
+    write_text(path, _text(document))
+
+
+def create_document(path: Path, document: BaseModel) -> bool:
+    """Write a document that nobody may have written before; False, and nothing changed, where somebody has.
+
+    Raises:
+        EnvironmentProblem: the disk is full or not writable; nothing is left behind.
+    """
+    scratch = _scratch(path)
+    with disk_errors(path):
+        try:
+            _write_through(scratch, _text(document))
+            os.link(scratch, path)  # atomic, and exclusive, on NFS too
+        except FileExistsError:
+            return False
+        finally:
+            scratch.unlink(missing_ok=True)
+    return True
+
+
+def _text(document: BaseModel | dict[str, Any]) -> str:
     data = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
-    write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=True) + "\n")
+    return json.dumps(data, indent=1, sort_keys=False, allow_nan=True) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = _scratch(path)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with scratch.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
+            _write_through(scratch, text)
             os.replace(scratch, path)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def _scratch(path: Path) -> Path:
+    # Two nodes can have the same pid.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}")
+
+
+def _write_through(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_document(path: Path, model: type[Model]) -> Model | None:

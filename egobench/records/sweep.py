@@ -25,6 +25,10 @@ class PlannedCell(Record):
     because: str = ""
     """Why the point was dropped; empty for a point that runs."""
     drill: Drill | None = None
+    parent: str | None = None
+    """cell_id of the cell whose trial of the same number must be over before a trial of this one starts."""
+    needs: Literal["ok", "end"] = "ok"
+    """What the parent's trial must have come to: `ok`, or any final outcome."""
 
 
 class Sweep(Record):

@@ -37,6 +37,9 @@ class Placement(Record):
     site: str
     device: Literal["cpu", "cuda"]
     threads_per_rank: int | None = None
+    binding: Literal["none", "spread"] = "none"
+    num_nodes: int = 1
+    """Nodes that the ranks are spread over evenly."""
     trial_time_limit_s: float = 3600
     quiet_limit_s: float = 20
     stall_limit_s: float = 1800

@@ -27,6 +27,19 @@ class Exclude(Strict):
     """Why; shown beside every dropped point."""
 
 
+class Dependency(Strict):
+    """Cells that wait for others: repeat k of a cell for repeat k of its parent."""
+
+    where: Where = Field(strict=False)
+    """Axis -> value or list of values: the cells that wait; all axes named must match."""
+    parent: dict[str, Any]
+    """Axis -> value: where the parent differs; it is the cell with these values and otherwise the same axes."""
+    needs: Literal["ok", "end"] = "ok"
+    """What the parent's trial must have come to: `ok`, else the waiting one fails; `end`: any final outcome."""
+    because: str = ""
+    """Why; shown in the plan."""
+
+
 class PlacedDrill(Drill):
     """A rehearsed failure of the cells that `where` selects."""
 
@@ -72,5 +85,7 @@ class Matrix(Strict):
     """Repeats of each cell in fresh processes; 5 or more give an interval."""
     variants: tuple[Variant, ...] = Field(default=(), strict=False)
     """Compressed variants of what the cells train."""
+    depends: tuple[Dependency, ...] = Field(default=(), strict=False)
+    """Cells that wait for other cells."""
     drills: tuple[PlacedDrill, ...] = Field(default=(), strict=False)
     """Rehearsed failures: the selected cells misbehave on purpose."""

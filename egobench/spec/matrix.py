@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from egobench.errors import InvalidInput, Mistake, nearest
 from egobench.spec.axes import AxisValue
-from egobench.spec.layout import NAME_PATTERN, Exclude, Matrix, PlacedDrill, Variant, Where
+from egobench.spec.layout import NAME_PATTERN, Dependency, Exclude, Matrix, PlacedDrill, Variant, Where
 from egobench.spec.mistakes import NAME_RULE, in_order, mistakes_of, shown
 from egobench.spec.pieces import (
     find_site,
@@ -24,11 +24,11 @@ from egobench.spec.pieces import (
     workload_names,
 )
 from egobench.spec.site import LOCAL, Site
-from egobench.spec.source import Source, read_source
-from egobench.spec.values import AxisChecker
+from egobench.spec.source import Loc, Source, read_source
+from egobench.spec.values import AxisChecker, Point
 from egobench.spec.workload import Workload
 
-__all__ = ["Exclude", "LoadedMatrix", "Matrix", "PlacedDrill", "Variant", "Where", "load_matrix"]
+__all__ = ["Dependency", "Exclude", "LoadedMatrix", "Matrix", "PlacedDrill", "Variant", "Where", "load_matrix"]
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,22 @@ def _rebased(workload: Workload, old: Path, new: Path) -> Workload:
     return workload.model_copy(update=changes)
 
 
-def load_matrix(path: str | Path) -> LoadedMatrix:
+def load_matrix(path: str | Path, site: str | None = None) -> LoadedMatrix:
     """Read a matrix file, its workloads and its site.
+
+    Args:
+        path: The matrix.
+        site: Another site than the matrix names, or its file; where trials run is no part of what they measure.
 
     Raises:
         InvalidInput: every mistake in all of these files.
     """
-    reader = _MatrixReader(read_source(path))
-    return reader.read()
+    return _MatrixReader(read_source(path), site).read()
 
 
 class _MatrixReader:
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, site: str | None) -> None:
+        self.source, self.site = source, site
         self.mistakes: list[Mistake] = []
         self.checker = AxisChecker(source, self.mistakes)
         # Kept as the user gave it, for messages; absolute where a record needs it.
@@ -97,8 +100,8 @@ class _MatrixReader:
         inline = self._inline_workloads()
         used, only = self._used_workloads(data)
         workloads, folders = self._workloads(used, inline)
-        site_name = str(self.source.data.get("site", "local"))
-        site = self._site(site_name)
+        asked = self.site or str(self.source.data.get("site", "local"))
+        site, site_name = self._site(asked), Path(asked).name.removesuffix(".yaml")
         if self.mistakes or matrix is None or site is None:
             raise InvalidInput(in_order(self.mistakes))
         matrix = matrix.model_copy(update={"workloads": inline})
@@ -119,7 +122,7 @@ class _MatrixReader:
             checked["include"] = [self.checker.point(("include", index), point) for index, point in points]
         if "baseline" in checked:
             checked["baseline"] = self.checker.where(("baseline",), checked["baseline"])
-        for section in ("exclude", "drills", "variants"):
+        for section in ("exclude", "depends", "drills", "variants"):
             if section in checked:
                 checked[section] = self._selections(section, checked[section])
         if not any(checked.get(section) for section in ("axes", "zip", "include")) and not self.mistakes:
@@ -138,7 +141,14 @@ class _MatrixReader:
                 entries.append({**entry, "where": self.checker.where(loc, entry["where"])})
             else:
                 entries.append(entry)
+            if section == "depends" and isinstance(entry, dict) and "parent" in entry:
+                entries[-1] = {**entries[-1], "parent": self._parent((section, index, "parent"), entry["parent"])}
         return entries
+
+    def _parent(self, loc: Loc, raw: object) -> Point:
+        if raw == {}:
+            self.mistakes.append(self.source.mistake(loc, "names no axis", "axis: value, where the parent differs"))
+        return self.checker.point(loc, raw, "a cell has one parent: write one entry per value")
 
     def _matrix(self, data: dict[str, Any]) -> Matrix | None:
         try:
@@ -269,14 +279,18 @@ class _MatrixReader:
     def _site(self, name: str) -> Site | None:
         if name == "local":
             return LOCAL
-        if not isinstance(self.source.data.get("site"), str) or not re.match(NAME_PATTERN, name):
+        is_text = self.site is not None or isinstance(self.source.data.get("site"), str)
+        if not is_text or (self.site is None and not re.match(NAME_PATTERN, name)):
             return None  # already reported
-        file = find_site(self.folder, name)
+        is_path = self.site is not None and name.endswith(".yaml")
+        file = Path(name) if is_path else find_site(self.folder, name)
         if file is None:
             names = site_names(self.folder)
             allowed = f"sites here: {', '.join(names)}"
             todo = nearest(name, names) or f"write slurm_templates/{name}.yaml"
-            self.mistakes.append(self.source.mistake(("site",), f"there is no site {shown(name)}", allowed, todo))
+            what = f"there is no site {shown(name)}"
+            written = self.source.mistake(("site",), what, allowed, todo)
+            self.mistakes.append(written if self.site is None else Mistake("--site", what, allowed, todo))
             return None
         try:
             return load_site(file)

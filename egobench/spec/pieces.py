@@ -12,6 +12,7 @@ from egobench.errors import InvalidInput, Mistake, nearest
 from egobench.hardware import GPUS
 from egobench.spec.mistakes import in_order, mistakes_of, shown
 from egobench.spec.site import Site
+from egobench.spec.site_check import site_mistakes
 from egobench.spec.source import Loc, Source, read_source
 from egobench.spec.values import AxisChecker
 from egobench.spec.workload import DATA_FORMATS, MODEL_PATCH_PX, SHIPPED_WEIGHTS, Workload
@@ -78,9 +79,7 @@ def read_site(source: Source) -> tuple[Site | None, list[Mistake]]:
         mistakes.append(
             source.mistake(("gpu",), f"{shown(gpu)} is not in egobench/hardware.py", allowed, nearest(gpu, GPUS))
         )
-    if site is not None and site.device == "cpu" and site.gpu is not None:
-        mistakes.append(source.mistake(("gpu",), "a CPU site has no GPU", todo="remove gpu: or write device: cuda"))
-    return site, mistakes
+    return site, mistakes + site_mistakes(source)
 
 
 def _validated(source: Source, loc: Loc, data: object, model: type[Model]) -> tuple[Model | None, list[Mistake]]:

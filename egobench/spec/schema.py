@@ -51,7 +51,8 @@ def _matrix(schema: dict[str, Any]) -> None:
     _set(properties["zip"], {"type": "array", "items": _axes(AXES, _list)})
     _set(properties["include"], {"type": "array", "items": _axes(AXES, _value)})
     _set(properties["baseline"], _axes(AXES, _value_or_list))
-    for name in ("Exclude", "PlacedDrill", "Variant"):
+    _set(definitions["Dependency"]["properties"]["parent"], _axes(AXES, _value))
+    for name in ("Exclude", "Dependency", "PlacedDrill", "Variant"):
         _set(definitions[name]["properties"]["where"], _axes(AXES, _value_or_list))
 
 

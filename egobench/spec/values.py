@@ -11,6 +11,7 @@ from egobench.spec.mistakes import shown, unknown_key, wrong_type
 from egobench.spec.source import Loc, Source
 
 Values = tuple[AxisValue, ...]
+Point = dict[str, AxisValue]
 
 
 class AxisChecker:
@@ -61,14 +62,13 @@ class AxisChecker:
             self.mistakes.append(self.source.mistake(loc, "the same values stand together twice", todo="remove one"))
         return group
 
-    def point(self, loc: Loc, raw: object) -> dict[str, AxisValue]:
-        """Check a mapping axis -> one value."""
-        point: dict[str, AxisValue] = {}
+    def point(self, loc: Loc, raw: object, todo: str = "write one point per value, or use axes:") -> Point:
+        """Check a mapping axis -> one value; `todo` is for those who write a list."""
+        point: Point = {}
         for name, value in self.mapping(loc, raw).items():
             if not self.is_axis((*loc, name)):
                 continue
             if _is_list(value):
-                todo = "write one point per value, or use axes:"
                 self.mistakes.append(self.source.mistake((*loc, name), "a list", "one value", todo))
                 continue
             checked = self.value((*loc, name), AXES[name], value)

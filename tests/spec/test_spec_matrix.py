@@ -73,6 +73,12 @@ trials: 0
 variants: [{name: awk}]
 drills: [{where: {strategy: ddp}, kind: boom}]
 nme: 3
+depends:
+  - {where: {gpus: 4}, parent: {gpsu: 2}}
+  - {where: {gpus: 4}, parent: {}, needs: okay}
+  - {where: {gpus: 4}, parent: {gpus: [1, 2]}}
+  - {where: {}, needs: end}
+  - 3
 """
     workload = (
         WORKLOAD.replace("num_validation", "num_validaton").replace("1.0e-3", "1e-3") + "defaults: {padding: mx}\n"
@@ -111,6 +117,13 @@ nme: 3
         ("matrix.yaml:23:19: variants[0].name: 'awk' is not one of the values", "did you mean 'awq'?"),
         ("matrix.yaml:24:41: drills[0].kind: 'boom' is not one of the values", "allowed: oom, host_oom"),
         ("matrix.yaml:25:1: nme: 'nme' is not a known key", "did you mean 'name'?"),
+        ("matrix.yaml:27:33: depends[0].parent.gpsu: 'gpsu' is not a known axis", "did you mean 'gpus'?"),
+        ("matrix.yaml:28:32: depends[1].parent: names no axis; axis: value, where the parent differs", ""),
+        ("matrix.yaml:28:43: depends[1].needs: 'okay' is not one of the values", "allowed: ok, end"),
+        ("matrix.yaml:29:39: depends[2].parent.gpus: a list; one value", "a cell has one parent"),
+        ("matrix.yaml:30:5: depends[3]: 'parent' is missing", ""),
+        ("matrix.yaml:30:13: depends[3].where: the selection is empty", ""),
+        ("matrix.yaml:31:5: depends[4]: 3 is not a mapping", ""),
         ("benchmarks/w.yaml:3:59: data.num_validaton: 'num_validaton' is not a known key", "'num_validation'?"),
         ("benchmarks/w.yaml:4:40: recipe.learning_rate: '1e-3' is not a number", "write 1.0e-3"),
         ("benchmarks/w.yaml:6:21: defaults.padding: 'mx' is not a padding", "did you mean 'max'?"),
