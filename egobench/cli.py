@@ -123,9 +123,9 @@ def sweep(
 
     Run it again at any time, after any interruption: it goes on where it was, and runs nothing twice.
     """
-    from egobench.launch import start_command
+    from egobench.launch import command
 
-    return start_command.sweep_command(
+    return command.sweep_command(
         matrix,
         runs=runs,
         site=site,
@@ -150,7 +150,7 @@ def status(
     as_json: Json = False,
 ) -> int:
     """Show the ledger and how far a sweep is."""
-    from egobench.launch import command
+    from egobench.launch.watch import command
 
     return command.status_command(name, runs=runs, watch=watch, everything=everything, as_json=as_json)
 
@@ -163,7 +163,7 @@ def show(
     as_json: Json = False,
 ) -> int:
     """Show one cell: its axes, trials and measures."""
-    from egobench.launch import command
+    from egobench.launch.watch import command
 
     return command.show_command(cell, sweep=name, runs=runs, as_json=as_json)
 
@@ -182,7 +182,7 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as the log grows.")] = False,
 ) -> int:
     """Print the logs of a trial, all ranks together."""
-    from egobench.launch import command
+    from egobench.launch.watch import command
 
     return command.logs_command(cell, trial=trial, allocation=allocation, following=follow, sweep=name, runs=runs)
 
@@ -195,7 +195,7 @@ def cancel(
     as_json: Json = False,
 ) -> int:
     """End what runs; the rest stays pending for `sweep`."""
-    from egobench.launch import command
+    from egobench.launch.watch import command
 
     return command.cancel_command(name, cell=cell, runs=runs, as_json=as_json)
 
@@ -269,7 +269,7 @@ def doctor(
 
     Exit code 5 if something failed.
     """
-    from egobench.launch import doctor as command
+    from egobench.launch.doctor import command
 
     return command.doctor_command(site, runs, probe=probe, nodes=nodes, wait_s=wait, as_json=as_json)
 

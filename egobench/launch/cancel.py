@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from egobench.launch.fleet import AllocationState
-from egobench.launch.queue import ask, run_command
-from egobench.launch.reader import SweepReader
+from egobench.launch.queue.poll import ask, run_command
+from egobench.launch.queue.text import SQUEUE_FORMAT, read_squeue
 from egobench.launch.settle import settle
-from egobench.launch.slurm_text import SQUEUE_FORMAT, read_squeue
-from egobench.launch.state import SweepState
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.state import SweepState
 from egobench.records.allocation import AllocationPaths, CancelRequest, Ended, Job
 from egobench.records.lock import is_held, read_holder
 from egobench.records.outcome import UNFINISHED

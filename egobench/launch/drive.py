@@ -16,12 +16,12 @@ from egobench.launch.follow import Follower
 from egobench.launch.launchers import Orders, fleet_of
 from egobench.launch.packing import Packing, QueueFull
 from egobench.launch.prepare import packing_for, settle_orphans, startable
-from egobench.launch.progress import Observer
-from egobench.launch.queue import ask
-from egobench.launch.reader import SweepReader
+from egobench.launch.queue.poll import ask
 from egobench.launch.settle import SLURMS_DOING, settle
-from egobench.launch.state import SweepState
 from egobench.launch.sweep import Todo, Wish, exit_code, lock_sweep, write_plan
+from egobench.launch.watch.progress import Observer
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.state import SweepState
 from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, Ended, TrialRef, list_allocations
 from egobench.records.lock import Lock
 from egobench.records.store import read_document

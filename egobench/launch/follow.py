@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from egobench.launch.progress import Observer
-from egobench.launch.reader import SweepReader
-from egobench.launch.state import SweepState, TrialState
+from egobench.launch.watch.progress import Observer
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.state import SweepState, TrialState
 from egobench.records.allocation import Retry, TrialRef
 from egobench.records.outcome import Outcome
 

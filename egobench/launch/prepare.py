@@ -6,10 +6,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from egobench.launch.hours import used_gpu_hours
 from egobench.launch.local import pack_locally
 from egobench.launch.packing import Living, Packing, pack
 from egobench.launch.sweep import Todo, Wish
+from egobench.launch.watch.hours import used_gpu_hours
 from egobench.records.allocation import Allocation, AllocationPaths, Job, TrialRef, list_allocations
 from egobench.records.outcome import Outcome
 from egobench.records.parents import give_up, look_at_parent

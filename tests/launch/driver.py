@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from egobench.errors import EgobenchError
+from egobench.launch.command import sweep_command
 from egobench.launch.local import LocalFleet
-from egobench.launch.start_command import sweep_command
 
 
 def main() -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from egobench.launch.queue import Answer, run_command
-from egobench.launch.slurm_text import SACCT_FIELDS, SQUEUE_FORMAT
+from egobench.launch.queue.poll import Answer, run_command
+from egobench.launch.queue.text import SACCT_FIELDS, SQUEUE_FORMAT
 from egobench.records.allocation import Job
 
 SAMPLES: Final = Path(__file__).parent / "queue_samples"

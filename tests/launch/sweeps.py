@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from egobench.launch.reader import read_sweep
-from egobench.launch.state import SweepState
+from egobench.launch.watch.reader import read_sweep
+from egobench.launch.watch.state import SweepState
 
 ROOT = Path(__file__).parent.parent.parent
 MATRIX = """

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from egobench.launch import cancel
-from egobench.launch.command import cancel_command, status_command
-from egobench.launch.queue import Answer
-from egobench.launch.reader import SweepReader, read_sweep
-from egobench.launch.start_command import sweep_command
-from egobench.launch.state import SweepState
+from egobench.launch.command import sweep_command
+from egobench.launch.queue.poll import Answer
+from egobench.launch.watch.command import cancel_command, status_command
+from egobench.launch.watch.reader import SweepReader, read_sweep
+from egobench.launch.watch.state import SweepState
 from egobench.records.allocation import AllocationPaths, CancelRequest, Ended
 from egobench.records.store import SweepPaths, read_document
 from tests.cluster.lab import Cluster

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from egobench.errors import InvalidInput
-from egobench.launch.command import cancel_command, logs_command, show_command, status_command
+from egobench.launch.command import parse_retry, sweep_command
 from egobench.launch.order import trial_order
-from egobench.launch.start_command import parse_retry, sweep_command
+from egobench.launch.watch.command import cancel_command, logs_command, show_command, status_command
 from egobench.plan.expand import plan
 from egobench.records.sweep import find_sweep
 from egobench.spec.matrix import load_matrix

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from egobench.errors import InvalidInput
-from egobench.launch.doctor import doctor_command, examine, is_node_local, kind_of_folder, line_of
-from egobench.launch.doctor_nodes import Answers, judge_answers
-from egobench.launch.doctor_slurm import SlurmChecks, minutes, read_node
-from egobench.launch.finding import Finding
+from egobench.launch.doctor.cluster import SlurmChecks, minutes, read_node
+from egobench.launch.doctor.command import doctor_command, examine, is_node_local, kind_of_folder, line_of
+from egobench.launch.doctor.finding import Finding
+from egobench.launch.doctor.nodes import Answers, judge_answers
 from egobench.records.code import CodeState
 from egobench.records.probe import NodeAnswer, NodeSeen, ProbedGpu, ProbeRequest, ReduceAnswer
 from egobench.spec.site import Container, Site

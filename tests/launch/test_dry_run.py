@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
+from egobench.launch.command import sweep_command
 from egobench.launch.dry_run import dry_run_document, print_dry_run
 from egobench.launch.prepare import dry_packing
-from egobench.launch.start_command import sweep_command
 from egobench.launch.sweep import Wish, look_up
 from tests.cluster.sites import SlurmSites
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from egobench.errors import InvalidInput
-from egobench.launch import logs, watch
-from egobench.launch.command import logs_command, status_command
-from egobench.launch.logs import LogReader
-from egobench.launch.reader import SweepReader
-from egobench.launch.tables import make_console
+from egobench.launch.watch import logs, watch
+from egobench.launch.watch.command import logs_command, status_command
+from egobench.launch.watch.logs import LogReader
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.tables import make_console
 from egobench.records.allocation import Ended
 from egobench.records.queue import JobState
 from egobench.records.store import SweepPaths, TrialPaths

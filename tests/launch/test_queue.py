@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from egobench.launch.queue import Answer, ask, pause_s, run_command, state_of
+from egobench.launch.queue.poll import Answer, ask, pause_s, run_command, state_of
 from egobench.records.allocation import Job
 from egobench.records.queue import JobState, QueueView
 from egobench.records.store import SweepPaths, read_document, write_document
@@ -331,7 +331,7 @@ def test_variables_that_would_filter_the_answer_are_left_out(tmp_path: Path, mon
 
 
 def test_a_command_that_hangs_fails_or_is_missing_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("egobench.launch.queue.CALL_LIMIT_S", 0.2)
+    monkeypatch.setattr("egobench.launch.queue.poll.CALL_LIMIT_S", 0.2)
     assert "no answer within 0.2 s" in run_command(["sleep", "5"]).problem
     assert run_command(["sh", "-c", "echo first >&2; echo last >&2; exit 1"]).problem == "last"
     assert run_command(["/no/such"]).problem.endswith("not installed here")

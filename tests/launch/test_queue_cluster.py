@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from egobench.launch.queue import ask
+from egobench.launch.queue.poll import ask
 from egobench.records.allocation import Job
 from egobench.records.queue import JobState, QueueView
 from egobench.records.store import SweepPaths

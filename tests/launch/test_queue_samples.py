@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from egobench.launch.queue import Answer, ask, can_never_start
-from egobench.launch.slurm_text import read_squeue
+from egobench.launch.queue.poll import Answer, ask, can_never_start
+from egobench.launch.queue.text import read_squeue
 from egobench.records.queue import QueueView
 from egobench.records.store import SweepPaths
 from tests.launch.recordings import EPOCH, SAMPLES, Clock, Recording

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from egobench.launch.reasons import can_never_start, explain
-from egobench.launch.slurm_text import expand_tasks, read_sacct, read_squeue
+from egobench.launch.queue.reasons import can_never_start, explain
+from egobench.launch.queue.text import expand_tasks, read_sacct, read_squeue
 
 HEADER = "JobID|JobName|State|ExitCode|DerivedExitCode|ElapsedRaw|MaxRSS|ReqMem|NNodes|NodeList|Reason\n"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from egobench.launch.command import show_command, status_command
-from egobench.launch.reader import SweepReader, read_sweep
-from egobench.launch.state import SweepState, TrialState
+from egobench.launch.watch.command import show_command, status_command
+from egobench.launch.watch.reader import SweepReader, read_sweep
+from egobench.launch.watch.state import SweepState, TrialState
 from egobench.records.allocation import Ended, Interruption, Job
 from egobench.records.lock import take_lock
 from egobench.records.queue import JobState, QueueView

@@ -11,7 +11,7 @@ from egobench.records.claim import archive, claim
 from egobench.records.lock import take_lock
 from egobench.records.outcome import Outcome
 from egobench.records.store import TrialPaths, read_document, write_document
-from egobench.worker import claim as room
+from egobench.records import claim as room
 
 
 @pytest.fixture

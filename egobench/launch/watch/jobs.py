@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from egobench.launch.fleet import AllocationState
-from egobench.launch.reasons import can_never_start, explain
-from egobench.launch.state import SweepState
+from egobench.launch.queue.reasons import can_never_start, explain
+from egobench.launch.watch.state import SweepState
 from egobench.units import format_seconds, significant
 
 NAMED: Final = 3

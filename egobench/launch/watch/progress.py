@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from egobench.launch.state import TrialState
+from egobench.launch.watch.state import TrialState
 from egobench.records.outcome import UNFINISHED
 from egobench.units import format_seconds
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import EnvironmentProblem
-from egobench.launch.doctor_nodes import Answers
-from egobench.launch.finding import Finding, failed, ok, warning
-from egobench.launch.queue import run_command
-from egobench.launch.reasons import can_never_start, explain
+from egobench.launch.doctor.finding import Finding, failed, ok, warning
+from egobench.launch.doctor.nodes import Answers
+from egobench.launch.queue.poll import run_command
+from egobench.launch.queue.reasons import can_never_start, explain
 from egobench.launch.refusals import todo_about
 from egobench.launch.snapshot import take_snapshot
 from egobench.records.code import code_state

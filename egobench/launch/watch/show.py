@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from egobench.launch.progress import describe_running
-from egobench.launch.state import TrialState
+from egobench.launch.watch.progress import describe_running
+from egobench.launch.watch.state import TrialState
 from egobench.records.outcome import Outcome
 from egobench.records.store import TrialPaths, read_document
 from egobench.records.sweep import PlannedCell

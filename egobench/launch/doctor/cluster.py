@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from egobench.launch.finding import Finding, failed, not_checked, ok, warning
-from egobench.launch.queue import Answer, run_command
+from egobench.launch.doctor.finding import Finding, failed, not_checked, ok, warning
+from egobench.launch.queue.poll import Answer, run_command
 from egobench.spec.site import Site
 
 Run = Callable[[Sequence[str]], Answer]

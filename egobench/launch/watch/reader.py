@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import InvalidInput, Mistake
-from egobench.launch.files import AllocationFiles, read_allocation
 from egobench.launch.fleet import AllocationState
 from egobench.launch.settle import find_end
-from egobench.launch.state import SweepState, TrialState, running_state
+from egobench.launch.watch.files import AllocationFiles, read_allocation
+from egobench.launch.watch.state import SweepState, TrialState, running_state
 from egobench.records.allocation import (
     INTERRUPTIONS,
     Claim,

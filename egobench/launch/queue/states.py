@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from egobench.launch.slurm_text import Row
+from egobench.launch.queue.text import Row
 from egobench.records.allocation import Job
 from egobench.records.queue import Activity, JobState
 

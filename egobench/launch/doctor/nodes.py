@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from egobench.hardware import find_gpu, gpu_of_device
-from egobench.launch.finding import Finding, failed, not_checked, ok, warning
+from egobench.launch.doctor.finding import Finding, failed, not_checked, ok, warning
 from egobench.records.code import CodeState
 from egobench.records.probe import NodeAnswer, NodeSeen, ProbeRequest, ReduceAnswer
 from egobench.spec.site import Site

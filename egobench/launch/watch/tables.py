@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from egobench.launch.jobs import eta_line, hours_document, hours_lines, job_documents, job_lines, queue_document
-from egobench.launch.progress import describe_running
-from egobench.launch.state import SweepState, TrialState
+from egobench.launch.watch.jobs import eta_line, hours_document, hours_lines, job_documents, job_lines, queue_document
+from egobench.launch.watch.progress import describe_running
+from egobench.launch.watch.state import SweepState, TrialState
 from egobench.records.outcome import NOT_RUN
 from egobench.records.sweep import PlannedCell, count_outcomes
 from egobench.units import format_seconds, significant

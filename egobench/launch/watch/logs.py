@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from egobench.launch.reader import SweepReader
-from egobench.launch.state import TrialState
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.state import TrialState
 from egobench.records.allocation import AllocationPaths, Job
 from egobench.records.outcome import UNFINISHED
 from egobench.records.store import TrialPaths, read_document

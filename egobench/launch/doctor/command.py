@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import EXIT_ENVIRONMENT, EXIT_OK, EnvironmentProblem, InvalidInput, Mistake, nearest
-from egobench.launch.doctor_nodes import judge_answers
-from egobench.launch.doctor_probe import Probe
-from egobench.launch.doctor_slurm import SlurmChecks
-from egobench.launch.finding import Finding, failed, not_checked, ok, warning
+from egobench.launch.doctor.cluster import SlurmChecks
+from egobench.launch.doctor.finding import Finding, failed, not_checked, ok, warning
+from egobench.launch.doctor.nodes import judge_answers
+from egobench.launch.doctor.probe import Probe
 from egobench.records.lock import take_lock
 from egobench.records.store import disk_errors
 from egobench.spec.pieces import find_site, load_site, site_names

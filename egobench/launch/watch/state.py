@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from egobench.launch.files import AllocationFiles
 from egobench.launch.fleet import AllocationState
-from egobench.launch.hours import Hours, hours_of
+from egobench.launch.watch.files import AllocationFiles
+from egobench.launch.watch.hours import Hours, hours_of
 from egobench.records.allocation import Claim
 from egobench.records.outcome import FAILED, NOT_RUN, UNFINISHED, Outcome, OutcomeName
 from egobench.records.pulse import PulseReading, read_pulse

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from egobench.launch.files import AllocationFiles, read_allocations
 from egobench.launch.fleet import AllocationState
+from egobench.launch.watch.files import AllocationFiles, read_allocations
 from egobench.records.allocation import Start
 from egobench.records.queue import QueueView
 from egobench.records.store import SweepPaths, read_document

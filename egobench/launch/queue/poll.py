@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from egobench.errors import EnvironmentProblem
-from egobench.launch.job_states import ENDS, Looks, after_sacct, after_squeue, first_state, judge
-from egobench.launch.reasons import can_never_start, explain
-from egobench.launch.slurm_text import (
+from egobench.launch.queue.reasons import can_never_start, explain
+from egobench.launch.queue.states import ENDS, Looks, after_sacct, after_squeue, first_state, judge
+from egobench.launch.queue.text import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,
     Row,

@@ -11,11 +11,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from egobench.launch.jobs import job_lines
-from egobench.launch.progress import PlainProgress
-from egobench.launch.reader import SweepReader
-from egobench.launch.state import SweepState
-from egobench.launch.tables import (
+from egobench.launch.watch.jobs import job_lines
+from egobench.launch.watch.progress import PlainProgress
+from egobench.launch.watch.reader import SweepReader
+from egobench.launch.watch.state import SweepState
+from egobench.launch.watch.tables import (
     cell_table,
     folded_lines,
     head_lines,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from egobench.launch.fleet import AllocationState
-from egobench.launch.queue import state_of
+from egobench.launch.queue.poll import state_of
 from egobench.records.allocation import Allocation, AllocationPaths, Ended, Job, Start, TrialRef, list_allocations
 from egobench.records.lock import is_held
 from egobench.records.queue import JobState, QueueView
