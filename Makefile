@@ -41,4 +41,4 @@ wheels: $(VENV)/.worker
 ## chaos: a campaign of injected faults on a real Slurm and on a scripted one (about 25 minutes)
 .PHONY: chaos
 chaos: $(VENV)/.dev
-	$(BIN)/python -m tests.cluster.chaos
+	$(BIN)/python -m tests.cluster.chaos --page docs/reliability.md

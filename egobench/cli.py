@@ -265,9 +265,9 @@ def doctor(
     wait: Annotated[float, typer.Option(help="Seconds that the probe may wait in the queue.")] = 300,
     as_json: Json = False,
 ) -> int:
-    """Check a site: Slurm, partition, shared folder, GPUs, NCCL; say what was not checked.
+    """Check a site: Slurm, shared folder, GPUs, NCCL.
 
-    Exit code 5 if something failed.
+    Says what to do about each finding, and what was not checked. Exit code 5 if something failed.
     """
     from egobench.launch.doctor import command
 

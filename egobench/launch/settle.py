@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Final
 
+from egobench.errors import EXIT_ENVIRONMENT
 from egobench.launch.fleet import AllocationState
 from egobench.records.allocation import (
     Allocation,
@@ -49,6 +50,8 @@ def find_end(job: JobState, mark: Interruption | None = None) -> tuple[OutcomeNa
     """
     if job.state in SLURMS_DOING:
         outcome, what = SLURMS_DOING[job.state]
+    elif job.state == "FAILED" and job.exit_code == EXIT_ENVIRONMENT:  # the worker's own word, and its disk may be full
+        outcome, what = "node_fail", f"met a problem of its machine; {_ending(job)}"
     elif mark is not None:  # a job does not signal itself: a machine that shuts down, an administrator
         outcome, what = "preempted", f"was told to end by {mark.signal}; {_ending(job)}"
     else:
@@ -77,8 +80,11 @@ def settle(state: AllocationState) -> list[TrialRef]:
         return []
     document = read_document(paths.allocation, Allocation)
     newest = last_start(paths)
-    if newest is not None and not job.nodes and (start := read_document(paths.start(newest), Start)) is not None:
+    start = read_document(paths.start(newest), Start) if newest is not None else None
+    if start is not None and not job.nodes:
         job = job.model_copy(update={"nodes": ",".join(start.nodes)})
+    # A run that never came as far as a start may have been the last.
+    newest = None if start is None or job.restarts > start.restarts else start.number
     settled = [ref for ref in document.trials if _settle_trial(paths, ref, job, newest)] if document else []
     _, because = find_end(job)
     ended = Ended(exit_code=_exit_code(job), because=because, state=job.state, elapsed_s=job.elapsed_s, at=time.time())
@@ -93,7 +99,7 @@ def _settle_trial(paths: AllocationPaths, ref: TrialRef, job: JobState, newest: 
     if claim is None or claim.allocation != paths.number or trial.outcome.exists():
         return False
     mark = _mark_of(trial, claim)
-    if claim.start == (newest or 0):
+    if claim.start == newest:
         outcome, because = find_end(job, mark)
     else:
         # A later start had no time to say so: this one ended with the job's earlier run, whatever ended the last.

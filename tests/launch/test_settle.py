@@ -178,3 +178,22 @@ def test_an_outcome_that_the_worker_wrote_at_the_last_moment_stands(tmp_path: Pa
     assert left.settle(job_state()) == []
     found = left.read()
     assert found is not None and found.outcome == "ok" and left.ended() is not None
+
+
+def test_the_workers_word_that_its_machine_failed_is_not_held_against_the_trial(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    left.settle(job_state("FAILED", exit_code=5))
+    found = left.read()
+    assert found is not None and (found.outcome, found.interrupted) == ("node_fail", True)
+
+
+@pytest.mark.parametrize(("is_marked", "outcome"), [(True, "preempted"), (False, "node_fail")])
+def test_a_last_run_that_never_began_says_nothing_about_the_trial(
+    tmp_path: Path, is_marked: bool, outcome: str
+) -> None:
+    left = Left(tmp_path)
+    if is_marked:
+        left.mark()
+    left.settle(job_state("FAILED", signal=53, restarts=1))
+    found = left.read()
+    assert found is not None and (found.outcome, found.interrupted) == (outcome, True)
