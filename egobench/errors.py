@@ -15,6 +15,8 @@ EXIT_INVALID_INPUT = 2
 EXIT_TRIALS_FAILED = 3
 EXIT_VERDICT_FAILED = 4
 EXIT_ENVIRONMENT = 5
+EXIT_AGAIN = 75
+"""Of a worker: its allocation is to be started again. Source: sysexits.h, EX_TEMPFAIL."""
 EXIT_INTERRUPTED = 130
 
 

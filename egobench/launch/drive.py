@@ -22,11 +22,13 @@ from egobench.launch.sweep import Todo, Wish, exit_code, lock_sweep, write_plan
 from egobench.launch.watch.progress import Observer
 from egobench.launch.watch.reader import SweepReader
 from egobench.launch.watch.state import SweepState
-from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, Ended, TrialRef, list_allocations
+from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, TrialRef, list_allocations
 from egobench.records.lock import Lock
 from egobench.records.store import read_document
 
 LOOK_EVERY_S: Final = {"local": 0.25, "slurm": 1.0}
+SLOW: Final = 4.0
+"""On a slow file system the pause is this many times as long as the look."""
 FULL_BYTES: Final = 64 * 1024
 """With less free than this, documents no longer fit."""
 FRUITLESS: Final = 2
@@ -74,6 +76,10 @@ class Driver:
     _launched: dict[TrialRef, int] = field(default_factory=dict)
     """Launches of a trial when it was last given to an allocation."""
     _said: str = ""
+    _orphans: set[int] = field(default_factory=set)
+    """Allocations of which nobody knows yet whether Slurm has their jobs."""
+    _at_first: set[TrialRef] = field(default_factory=set)
+    """Trials that were missing when this call began."""
     _full_with: int | None = None
     """Allocations that lived when Slurm took no more jobs."""
 
@@ -89,8 +95,11 @@ class Driver:
         """
         try:
             self._find_living()
+            every_s, began_s = LOOK_EVERY_S[self.todo.sweep.site.launcher], time.monotonic()
             while self._go_on():
-                time.sleep(LOOK_EVERY_S[self.todo.sweep.site.launcher])
+                took_s = time.monotonic() - began_s
+                time.sleep(max(every_s, SLOW * took_s))
+                began_s = time.monotonic()
         except KeyboardInterrupt:
             self._say_how_to_return()
             return EXIT_INTERRUPTED
@@ -103,10 +112,14 @@ class Driver:
         return exit_code(self.todo)
 
     def _find_living(self) -> None:
-        self.fleet.recover()
+        self._orphans = self.fleet.recover()
         state = self.follower.look()
         # What was over before this call needs no word, unless nobody has settled it yet.
-        self._closed = {one.paths.number for one in state.over if one.paths.ended.exists() or one.job is None}
+        self._closed = {
+            number for number, files in state.files.items() if files.ended is not None or not self._on_slurm
+        }
+        self._closed -= {one.paths.number for one in state.allocations}
+        self._at_first = set(self.follower.missing())
         living = state.allocations
         if living and not self._on_slurm:
             found = living[0].paths
@@ -118,18 +131,30 @@ class Driver:
         """Look once, do what is to be done, and return whether there is more to wait for."""
         self.lock.renew()
         state = self.follower.look()
-        over = [one for one in state.over if one.paths.number not in self._closed]
-        settled = [ref for one in over for ref in settle(one)]
-        settled += settle_orphans(self.todo, self.follower.missing(), self.follower.known)
-        if over or settled:
-            state = self.follower.look(settled)
-        self._living = {one.paths: state.files[one.paths.number].document for one in state.allocations}
+        if self._orphans:
+            self._orphans = self.fleet.recover()
+            state = self.follower.look()
+        over = [one for one in state.over if one.paths.number not in self._closed | self._orphans]
+        for one in over:
+            settle(one)
+        orphaned = settle_orphans(self.todo, self.follower.missing(), self.follower.known)
+        if over or orphaned:
+            # All trials of an allocation that is over: it may have come and gone since the last look.
+            state = self.follower.look(
+                [*orphaned, *(ref for one in over for ref in state.files[one.paths.number].refs)]
+            )
         for one in over:
             self._closed.add(one.paths.number)
             self._close(one, state)
+        self._note_living(state)
         if self.wish.fail_fast and self._has_failed():
             return self._fail_fast()
         return self._start_missing() or bool(self._living and not self.wish.detach)
+
+    def _note_living(self, state: SweepState) -> None:
+        """Remember whose trials are under way: of every allocation whose end has not been dealt with."""
+        found = (files for number, files in state.files.items() if number not in self._closed)
+        self._living = {files.paths: files.document for files in found}
 
     def _close(self, over: AllocationState, state: SweepState) -> None:
         """Draw the conclusions from an allocation that is over."""
@@ -145,27 +170,34 @@ class Driver:
         if is_final:
             self._left |= dict.fromkeys(unsettled, why)
         else:
-            self._count_fruitless(unsettled, state.files[number].ended, why)
+            self._count_fruitless(number, unsettled, state, why)
         if why:
             self.observer.say(f"allocation {number}: {why}; {len(unsettled)} of its trials are not done")
 
-    def _count_fruitless(self, unsettled: Sequence[TrialRef], ended: Ended | None, why: str) -> None:
-        """Give up trials that allocation after allocation was given and did not launch."""
-        limit = FRUITLESS_BY_SLURM if ended is None or ended.state in SLURMS_DOING else FRUITLESS
-        for ref in unsettled:
-            self._fruitless[ref] = self._fruitless[ref] + 1 if self._launches(ref) == self._launched.get(ref) else 0
-            if self._fruitless[ref] >= limit:
-                self._problem = f"{limit} allocations in a row launched no trial; the last: {why or 'no reason'}"
-                self._left[ref] = self._problem
+    def _count_fruitless(self, number: int, unsettled: Sequence[TrialRef], state: SweepState, why: str) -> None:
+        """Give up trials whose allocations, one after another, launch nothing."""
+        refs, ended = state.files[number].refs, state.files[number].ended
+        if number not in self._started or any(self._launches(ref) > self._launched[ref] for ref in refs):
+            self._fruitless.subtract({ref: self._fruitless[ref] for ref in refs})
+            return
+        is_slurms_doing = ended is None or (ended.state != "" and ended.state in SLURMS_DOING)
+        limit = FRUITLESS_BY_SLURM if is_slurms_doing else FRUITLESS
+        self._fruitless.update(unsettled)
+        given_up = [ref for ref in unsettled if self._fruitless[ref] >= limit]
+        if given_up:
+            self._problem = f"{limit} allocations in a row launched no trial; the last: {why or 'no reason'}"
+            self._left |= dict.fromkeys(given_up, self._problem)
 
     def _launches(self, ref: TrialRef) -> int:
         return self.follower.state(ref).attempt
 
     def _why_unsettled(self, over: AllocationState, state: SweepState) -> tuple[str, bool]:
         """Return why an allocation left trials undone, and whether this call is to leave them too."""
-        ended = state.files[over.paths.number].ended
-        log = f"its log: {over.paths.log}"
-        if ended is None and over.job is None:
+        files = state.files[over.paths.number]
+        ended, log = files.ended, f"its log: {over.paths.log}"
+        if self._on_slurm and files.job is None:
+            return "Slurm never got it", False
+        if ended is None and files.job is None:
             if over.paths.number not in self._started:
                 return "", False  # it vanished before this call came, and is replaced
             self._problem = self._disk_is_full() or f"the allocation was killed; {log}"
@@ -178,7 +210,7 @@ class Driver:
             return self._problem, True
         if ended.state == "CANCELLED" or (ended.exit_code == EXIT_INTERRUPTED and not ended.state):
             return why, True
-        if over.job is not None:
+        if files.job is not None:
             return why, False
         if ended.exit_code != EXIT_OK:
             self._problem = f"the allocation failed ({why or f'exit code {ended.exit_code}'}); {log}"
@@ -214,8 +246,10 @@ class Driver:
             started = self.fleet.start(packing, first)
         except QueueFull as full:
             self.observer.say(str(full))
-            if not self.follower.look().allocations:
+            state = self.follower.look()
+            if not state.allocations:
                 raise
+            self._note_living(state)
             self._full_with = len(self._living)
             return True
         self._started |= {paths.number for paths in started}
@@ -229,8 +263,7 @@ class Driver:
         return bool(started)
 
     def _has_failed(self) -> bool:
-        missing = set(self.follower.missing())
-        documents = (self.follower.known(ref) for ref in self.todo.asked if ref not in missing)
+        documents = (self.follower.known(ref) for ref in self._at_first - set(self.follower.missing()))
         return any(document is not None and document.outcome != "ok" for document in documents)
 
     def _fail_fast(self) -> bool:

@@ -23,8 +23,8 @@ class AllocationState:
 class Fleet(Protocol):
     """Starts allocations. How they fare is read from their files and from Slurm's queue."""
 
-    def recover(self) -> None:
-        """Find what an earlier command set going without living to write it down."""
+    def recover(self) -> set[int]:
+        """Find what a command set going without living to write it down; return the allocations still in doubt."""
 
     def start(self, packing: Packing, first: int) -> list[AllocationPaths]:
         """Write the allocations of a packing, numbered from `first`, and set them going."""

@@ -39,8 +39,8 @@ class LocalFleet:
             )
         self._orders = orders
 
-    def recover(self) -> None:
-        pass  # a process holds its allocation's lock from its first moment on
+    def recover(self) -> set[int]:
+        return set()  # a process holds its allocation's lock from its first moment on
 
     def start(self, packing: Packing, first: int) -> list[AllocationPaths]:
         drafts = [draft for array in packing.arrays for draft in array.drafts]

@@ -14,6 +14,7 @@ from egobench.report.effects import Effect
 from egobench.report.markdown import memory_label
 from egobench.report.metrics import METRICS, SPLIT
 from egobench.report.rows import CellRow, SweepRows
+from egobench.report.usage import KINDS, UsageTable
 from egobench.report.verdict import SweepVerdict, pareto
 
 Spec = dict[str, Any]
@@ -29,7 +30,7 @@ _WIDE: Final = 120
 _LINES: Final = tuple(f"var(--s{index})" for index in range(1, 9))
 _DASHES: Final = ([1, 0], [6, 2], [2, 2], [8, 3, 2, 3], [4, 4], [10, 3], [1, 3], [6, 2, 1, 2])
 _SHORT: Final = {"micro_batch_size": "mbs", "num_accumulation_steps": "acc", "learning_rate": "lr"}
-_TITLES: Final = {"speed": "Throughput (tokens/s)", "gib": "Peak memory (GiB)", "ms": "Time (ms)"}
+_TITLES: Final = {"speed": "Throughput (tokens/s)", "gib": "Peak memory (GiB)", "ms": "Time (ms)", "share": "Share (%)"}
 
 
 def label(rows: SweepRows, cell: CellRow) -> str:
@@ -223,6 +224,33 @@ def split_chart(rows: SweepRows, cells: Sequence[CellRow]) -> Spec | None:
     }
     mark = {"type": "bar", "stroke": "var(--paper)", "strokeWidth": 1, "height": {"band": 0.75}}
     return _chart(values, height=_BAR_PX * len(cells), mark=mark, encoding=encoding)
+
+
+def usage_chart(usage: UsageTable | None) -> Spec | None:
+    """Draw what the time of each listed allocation, and of all together, went into, as shares of its own whole."""
+    lines = [line for line in (*usage.lines, usage.total) if line.total_gpu_s > 0] if usage is not None else []
+    if usage is None or not lines:
+        return None
+    values = [
+        {
+            "allocation": line.name, "time": KINDS[kind], "share": _round(line.share(kind), 100),
+            "hours": _round(line.gpu_s[kind], 1 / 3600), "order": index,
+        }
+        for line in lines
+        for index, kind in enumerate(usage.kinds)
+        if line.gpu_s[kind] > 0
+    ]  # fmt: skip
+    colours = dict(zip(KINDS, (f"var(--s{index})" for index in (3, 7, 1, 5, 2, 0, 8)), strict=True))
+    title, hours = f"Share of the {usage.unit}-hours (%)", f"{usage.unit}-hours"
+    encoding = {
+        "y": _names("allocation", [line.name for line in lines]),
+        "x": _number("share", title, stack="zero", axis={"tickCount": 10}, scale={"domain": [0, 100], "clamp": True}),
+        "color": _series("time", [KINDS[kind] for kind in usage.kinds], [colours[kind] for kind in usage.kinds]),
+        "order": _number("order"),
+        "tooltip": [*_tooltip("allocation", "time", "share"), {"field": "hours", "title": hours}],
+    }
+    mark = {"type": "bar", "stroke": "var(--paper)", "strokeWidth": 1, "height": {"band": 0.75}}
+    return _chart(values, height=_BAR_PX * len(lines), mark=mark, encoding=encoding)
 
 
 def loss_chart(rows: SweepRows, cells: Sequence[CellRow]) -> Spec | None:

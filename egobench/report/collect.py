@@ -16,6 +16,7 @@ from egobench.records.outcome import NOT_RUN, Outcome, OutcomeName
 from egobench.records.provenance import Provenance
 from egobench.records.store import SweepPaths, TrialPaths, read_document, read_lines
 from egobench.records.sweep import PlannedCell, Sweep
+from egobench.report.allocations import AllocationRow, read_allocations, read_earlier
 from egobench.report.rows import CellRow, Curve, SweepRows, TrialRow, outcome_of, varied_axes
 
 Lives = Callable[[AllocationPaths], bool]
@@ -37,13 +38,16 @@ def collect(folder: Path) -> SweepRows:
         todo = "name a folder under runs/, or run `egobench sweep` first"
         raise InvalidInput([Mistake(str(folder), what, "a folder that `egobench sweep` wrote", todo)])
     lives = cache(is_living)  # asked of an allocation once, not once for each of its trials
-    return assemble(sweep, {cell.cell_id: _read_trials(paths, cell, sweep.trials, lives) for cell in sweep.runnable()})
+    trials = {cell.cell_id: _read_trials(paths, cell, sweep.trials, lives) for cell in sweep.runnable()}
+    return assemble(sweep, trials, read_allocations(paths))
 
 
-def assemble(sweep: Sweep, trials: dict[str, tuple[TrialRow, ...]]) -> SweepRows:
+def assemble(
+    sweep: Sweep, trials: dict[str, tuple[TrialRow, ...]], allocations: tuple[AllocationRow, ...] = ()
+) -> SweepRows:
     """Join the plan with what its trials left."""
     cells = tuple(_cell(cell, trials.get(cell.cell_id, ())) for cell in sweep.cells)
-    return SweepRows(sweep, mark_stale(cells), varied_axes(cells, sweep.varied))
+    return SweepRows(sweep, mark_stale(cells), varied_axes(cells, sweep.varied), allocations)
 
 
 def _cell(cell: PlannedCell, trials: tuple[TrialRow, ...]) -> CellRow:
@@ -59,9 +63,10 @@ def _read_trial(paths: TrialPaths, trial: int, lives: Lives) -> TrialRow:
     document = read_document(paths.outcome, Outcome)
     if document is None:
         outcome: OutcomeName = "running" if living_claim(paths, lives) is not None else "pending"
-        return TrialRow(trial, outcome)
+        return TrialRow(trial, outcome, earlier=read_earlier(paths))
     provenance = read_document(paths.provenance, Provenance)
-    return TrialRow(trial, document.outcome, document, provenance, thin(read_lines(paths.steps, MergedStep)))
+    curve = thin(read_lines(paths.steps, MergedStep))
+    return TrialRow(trial, document.outcome, document, provenance, curve, read_earlier(paths))
 
 
 def thin(steps: Sequence[MergedStep], points: int = CURVE_POINTS) -> Curve:

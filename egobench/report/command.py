@@ -21,6 +21,7 @@ from egobench.report.publish import publish
 from egobench.report.rows import SweepRows
 from egobench.report.scrub import scrub_rows
 from egobench.report.tables import summary_csv
+from egobench.report.usage import usage_csv
 from egobench.report.verdict import as_document, decide
 from egobench.report.verify import verify_folders
 
@@ -79,6 +80,9 @@ def _write(rows: SweepRows, folder: Path, formats: Sequence[str]) -> list[Path]:
         file, make = _TEXTS[name]
         write_text(folder / file, make(rows))
         paths.append(folder / file)
+    if "csv" in formats and (text := usage_csv(rows)):
+        write_text(folder / "usage.csv", text)
+        paths.append(folder / "usage.csv")
     wanted = [name for name in formats if name in _PICTURES]
     return paths + (draw_pictures(rows, folder, wanted) if wanted else [])
 

@@ -13,6 +13,7 @@ from egobench.report.ground import describe_ground
 from egobench.report.metrics import METRICS, show_summary
 from egobench.report.rows import CellRow, SweepRows
 from egobench.report.stats import INTERVAL_TRIALS, Summary, judge, paired_ratio
+from egobench.report.usage import KINDS, MOST_REASONS, Relaunches, UsageLine, heading, relaunches, usage_table
 from egobench.report.verdict import SweepVerdict, decide, not_compared_text
 
 BEGIN: Final = (
@@ -52,7 +53,7 @@ def markdown_block(rows: SweepRows) -> str:
     """Return everything between the markers."""
     verdict = decide(rows)
     parts = [_verdict_text(verdict), _ground_text(rows), _ledger_text(rows), _caption(rows), _cells_table(rows)]
-    parts.append(_effects_table(effects(rows)))
+    parts += [_effects_table(effects(rows)), _usage_text(rows)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -218,6 +219,36 @@ def effect_text(effect: Effect) -> str:
     sign = "+" if not effect.is_ratio and effect.value > 0 else ""
     mark = " ~" if effect.verdict == "no difference shown" else ""
     return f"{sign}{show_summary(summary, places=None if effect.is_ratio else 2)}{mark}"
+
+
+def _usage_text(rows: SweepRows) -> str:
+    """Say what the time went into; nothing where neither allocations nor launches beyond the first are on record."""
+    table, again = usage_table(rows), relaunches(rows)
+    reasons = _reasons(again)
+    if table is None:
+        return f"{again.summary}\n\n{reasons}" if reasons else ""
+    words = [f"{KINDS[kind]} (%)" for kind in table.kinds]
+    headers = ["allocation", f"nodes x {table.unit}s", "starts", "trials", f"{table.unit}-hours", *words]
+    lines = [_line(headers), _line([":--", ":--", *["--:"] * (len(headers) - 2)])]
+    lines += [_usage_line(line, table.kinds) for line in (*table.lines, table.total)]
+    head = f"**{heading(rows)}.** {table.summary} {again.summary} {' '.join(table.notes)}"
+    return "\n".join([head, "", *lines, *(["", reasons] if reasons else [])])
+
+
+def _usage_line(line: UsageLine, kinds: Sequence[str]) -> str:
+    facts = [line.name, line.resources, str(line.num_starts), str(line.num_trials), line.hours]
+    return _line([*facts, *(line.percent(kind) for kind in kinds)])
+
+
+def _reasons(again: Relaunches) -> str:
+    lines = [
+        f"- launched again after {outcome or 'an unknown end'} ({count} x): "
+        f"{escape(because) or ('no reason was recorded' if outcome else 'nobody wrote how it ended')}"
+        for outcome, because, count in again.reasons[:MOST_REASONS]
+    ]
+    if len(again.reasons) > MOST_REASONS:
+        lines.append(f"- and {len(again.reasons) - MOST_REASONS} rarer reasons")
+    return "\n".join(lines)
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from egobench.report.charts import (
     loss_chart,
     pareto_chart,
     split_chart,
+    usage_chart,
 )
 from egobench.report.effects import EFFECT_METRICS, Effect, effects
 from egobench.report.ground import describe_ground, slug
@@ -32,6 +33,7 @@ from egobench.report.metrics import METRICS
 from egobench.report.publish import download_records
 from egobench.report.rows import CellRow, SweepRows
 from egobench.report.stats import paired_ratio
+from egobench.report.usage import KINDS, MOST_REASONS, heading, relaunches, usage_csv, usage_table
 from egobench.report.verdict import CellVerdict, decide, not_compared_text
 from egobench.units import format_bytes
 
@@ -52,7 +54,7 @@ SIGNS: Final = dict(
 
 def html_page(rows: SweepRows) -> str:
     """Return the page of scrubbed rows (`scrub_rows`)."""
-    verdict, found = decide(rows), effects(rows)
+    verdict, found, usage = decide(rows), effects(rows), usage_table(rows)
     chosen, curves = (featured(rows, verdict, limit) for limit in (FEATURED_CELLS, CURVE_CELLS))
     charts = {
         "pareto": pareto_chart(rows, verdict),
@@ -60,6 +62,7 @@ def html_page(rows: SweepRows) -> str:
         "split": split_chart(rows, chosen),
         "loss": loss_chart(rows, curves),
         "accuracy": accuracy_chart(rows, chosen),
+        "usage": usage_chart(usage),
     }
     return _template().render(
         rows=rows,
@@ -78,6 +81,12 @@ def html_page(rows: SweepRows) -> str:
         outcome_map=_outcome_map(rows),
         failures=_failures(rows),
         dropped=_dropped(rows),
+        usage=usage,
+        usage_heading=heading(rows),
+        usage_words=KINDS,
+        usage_download=base64.b64encode(usage_csv(rows).encode()).decode(),
+        relaunched=relaunches(rows),
+        most_reasons=MOST_REASONS,
         num_featured=len(chosen),
         num_curves=len(curves),
         window=_window(rows),

@@ -3,7 +3,8 @@
 records.jsonl    one line per trial: axes, outcome with its measures, thinned steps (paths scrubbed)
 sweep.json       the plan: matrix text, targets, every planned cell
 provenance.json  hardware, versions and digests; lines of records.jsonl point into it
-summary.csv      derived       table.md  derived, between markers
+allocations.json what the allocations held and what their time went into, where that is on record
+summary.csv      derived       table.md  derived, between markers       usage.csv  derived, where there are allocations
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from egobench.records.outcome import Outcome, OutcomeName
 from egobench.records.provenance import Provenance
 from egobench.records.store import read_document, write_text
 from egobench.records.sweep import Sweep
+from egobench.report.allocations import AllocationRow, EarlierAttempt
 from egobench.report.collect import assemble, collect
 from egobench.report.ground import slug, system_name
 from egobench.report.markdown import markdown_page
 from egobench.report.rows import Curve, SweepRows, TrialRow
 from egobench.report.scrub import scrub_rows
 from egobench.report.tables import summary_csv
+from egobench.report.usage import is_recorded, usage_csv
 from egobench.spec.strict import Record
 
 RECORDS: Final = "records.jsonl"
+ALLOCATIONS: Final = "allocations.json"
+_WHERE_RECORDED: Final = (ALLOCATIONS, "usage.csv")
+"""Files that a sweep without a record of its allocations does not have."""
 
 
 class TrialLine(Record):
@@ -44,6 +50,8 @@ class TrialLine(Record):
     """Index into provenance.json."""
     document: Outcome | None = None
     curve: Curve = Curve()
+    earlier: tuple[EarlierAttempt, ...] = ()
+    """Launches before this one; not written where there were none."""
 
 
 class Provenances(Record):
@@ -51,6 +59,13 @@ class Provenances(Record):
 
     schema_version: Literal[1] = 1
     provenances: tuple[Provenance, ...]
+
+
+class Allocations(Record):
+    """`allocations.json`: every allocation of the sweep, oldest first."""
+
+    schema_version: Literal[1] = 1
+    allocations: tuple[AllocationRow, ...]
 
 
 def publish(sweep_folder: Path, into: Path) -> Path:
@@ -65,6 +80,9 @@ def publish(sweep_folder: Path, into: Path) -> Path:
     folder = into / system_name(rows) / slug(rows.sweep.name)
     for name, text in record_files(rows).items():
         write_text(folder / name, text)
+    if not _is_any_recorded(rows):
+        for name in _WHERE_RECORDED:
+            (folder / name).unlink(missing_ok=True)  # of an earlier publication
     for name, text in derived_files(read_published(folder), folder).items():
         write_text(folder / name, text)
     return folder
@@ -81,15 +99,23 @@ def record_files(rows: SweepRows) -> dict[str, str]:
                 index = provenances.setdefault(row.provenance.model_dump_json(), len(provenances))
             line = TrialLine(
                 cell_id=cell.cell_id, trial=row.trial, axes=cell.axes, outcome=row.outcome,
-                provenance=index, document=row.document, curve=row.curve,
+                provenance=index, document=row.document, curve=row.curve, earlier=row.earlier,
             )  # fmt: skip
-            lines.append(_dumps(line.model_dump(mode="python")))
+            lines.append(_dumps(line.model_dump(mode="python", exclude=None if row.earlier else {"earlier"})))
     distinct = Provenances(provenances=tuple(Provenance.model_validate_json(text) for text in provenances))
-    return {
+    files = {
         RECORDS: "".join(f"{line}\n" for line in lines),
         "sweep.json": _dumps(rows.sweep.model_dump(mode="json"), indent=1) + "\n",
         "provenance.json": _dumps(distinct.model_dump(mode="json"), indent=1) + "\n",
     }
+    if _is_any_recorded(rows):
+        allocations = Allocations(allocations=rows.allocations)
+        files[ALLOCATIONS] = _dumps(allocations.model_dump(mode="json"), indent=1) + "\n"
+    return files
+
+
+def _is_any_recorded(rows: SweepRows) -> bool:
+    return any(is_recorded(one) for one in rows.allocations)
 
 
 def _dumps(value: Any, indent: int | None = None) -> str:
@@ -101,7 +127,8 @@ def derived_files(rows: SweepRows, folder: Path) -> dict[str, str]:
     """Return what follows from the records: file name -> text; hand-written prose of an old table.md is kept."""
     table = folder / "table.md"
     present = table.read_text(encoding="utf-8") if table.exists() else ""
-    return {"summary.csv": summary_csv(rows), "table.md": markdown_page(rows, present)}
+    files = {"summary.csv": summary_csv(rows), "table.md": markdown_page(rows, present)}
+    return files | ({"usage.csv": usage_csv(rows)} if _is_any_recorded(rows) else {})
 
 
 def read_published(folder: Path) -> SweepRows:
@@ -119,9 +146,21 @@ def read_published(folder: Path) -> SweepRows:
     trials: dict[str, list[TrialRow]] = defaultdict(list)
     for line in _read_lines(folder / RECORDS):
         provenance = None if line.provenance is None else provenances.provenances[line.provenance]
-        trials[line.cell_id].append(TrialRow(line.trial, line.outcome, line.document, provenance, line.curve))
+        row = TrialRow(line.trial, line.outcome, line.document, provenance, line.curve, line.earlier)
+        trials[line.cell_id].append(row)
     _check_ledger(folder, sweep, trials)
-    return assemble(sweep, {cell_id: tuple(rows) for cell_id, rows in trials.items()})
+    return assemble(sweep, {cell_id: tuple(rows) for cell_id, rows in trials.items()}, _read_allocations(folder))
+
+
+def _read_allocations(folder: Path) -> tuple[AllocationRow, ...]:
+    path = folder / ALLOCATIONS
+    if not path.exists():
+        return ()  # published before allocations said what their time went into
+    document = read_document(path, Allocations)
+    if document is None:
+        todo = "publish the sweep again: `egobench report --publish`"
+        raise InvalidInput([Mistake(str(path), "not readable", "the published record", todo)])
+    return document.allocations
 
 
 def _read_lines(path: Path) -> list[TrialLine]:

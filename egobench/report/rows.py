@@ -12,6 +12,7 @@ from egobench.records.outcome import FAILED, NOT_RUN, Outcome, OutcomeName
 from egobench.records.provenance import Provenance
 from egobench.records.sweep import Sweep, count_outcomes
 from egobench.records.trial import Drill
+from egobench.report.allocations import AllocationRow, EarlierAttempt
 from egobench.report.metrics import METRICS
 from egobench.report.stats import Summary, summarise
 from egobench.spec.strict import Record
@@ -34,6 +35,8 @@ class TrialRow:
     document: Outcome | None = None
     provenance: Provenance | None = None
     curve: Curve = field(default_factory=Curve)
+    earlier: tuple[EarlierAttempt, ...] = ()
+    """Launches before this one, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class SweepRows:
     sweep: Sweep
     cells: tuple[CellRow, ...]
     varied: tuple[str, ...] = field(default=())
+    allocations: tuple[AllocationRow, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse rows that do not add up to what was planned."""

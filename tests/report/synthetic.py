@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from egobench.records.allocation import Allocation, AllocationPaths, Claim, Ended, Start, TrialRef
 from egobench.records.measures import Answers, Measures, MergedStep
 from egobench.records.outcome import Failure, Outcome, OutcomeName
 from egobench.records.provenance import Gpu, Provenance
 from egobench.records.store import SweepPaths, TrialPaths, write_document
 from egobench.records.sweep import PlannedCell, Sweep
+from egobench.records.usage import Span, Usage
 from egobench.spec.axes import AXES
 from egobench.spec.site import Site
 from egobench.spec.targets import AtLeast, AtMost, BelowPoints, Targets
@@ -140,6 +142,46 @@ def write_unlaunched(place: TrialPaths, cell: PlannedCell, trial: int, because: 
         outcome="parent_failed", because=because, cell_id=cell.cell_id, trial=trial, started_at=start, ended_at=start
     )
     write_document(place.outcome, document)
+
+
+def write_allocation(
+    sweep: Path, number: int, spans: Sequence[Mapping[str, float]], *, num_nodes: int = 1, gpus_per_node: int = 8,
+    ended: Ended | None = None, ends_at: float | None = None, nodes: Sequence[str] = ("somebodys-node",),
+) -> AllocationPaths:  # fmt: skip
+    """Write an allocation with one start per span, each of 1000 s; an empty span: it left no word."""
+    paths = AllocationPaths(SweepPaths(sweep).allocations / str(number))
+    refs = (TrialRef(cell_id="any", trial=0),)
+    document = Allocation(sweep="s", trials=refs, num_nodes=num_nodes, gpus_per_node=gpus_per_node)
+    write_document(paths.allocation, document)
+    for start in range(len(spans)):
+        at = 1.79e9 + 1000 * start
+        write_document(paths.start(start), Start(number=start, nodes=tuple(nodes), pid=1, at=at, ends_at=ends_at))
+    booked = [
+        Span(start=start, began_at=1.79e9 + 1000 * start, num_trials=2, **span)
+        for start, span in enumerate(spans)
+        if span
+    ]
+    if booked:
+        write_document(paths.usage, Usage(num_gpus=document.num_gpus, spans=tuple(booked)))
+    if ended is not None:
+        write_document(paths.ended, ended)
+    return paths
+
+
+def write_attempt(
+    place: TrialPaths, number: int, outcome: OutcomeName | None, because: str = "", *, allocation: int = 1,
+    ended_at: float = 1.79e9,
+) -> None:  # fmt: skip
+    """Write what an earlier launch of a trial left; without an outcome: nobody wrote how it ended."""
+    folder = TrialPaths(place.attempts / str(number))
+    claim = Claim(allocation=allocation, attempt=number, host="somebodys-node", pid=1, since=ended_at - 30)
+    write_document(folder.running, claim)
+    if outcome is not None:
+        document = Outcome(
+            outcome=outcome, because=because, cell_id="any", trial=0, attempt=number, started_at=ended_at - 30,
+            ended_at=ended_at, interrupted=True,
+        )  # fmt: skip
+        write_document(folder.outcome, document)
 
 
 def make_steps(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from synthetic import make_provenance, write_sweep
+from synthetic import make_provenance, write_allocation, write_sweep
 
 from egobench.errors import InvalidInput
 from egobench.records.allocation import AllocationPaths, Claim
@@ -13,7 +13,7 @@ from egobench.records.outcome import OutcomeName
 from egobench.records.store import SweepPaths, write_document
 from egobench.report.collect import collect
 from egobench.report.ground import describe_ground
-from egobench.report.scrub import scrub_rows, scrub_text
+from egobench.report.scrub import Nodes, scrub_reason, scrub_rows, scrub_text
 
 AXES = {"precision": ["fp32", "bf16"], "gpus": [1, 2]}
 
@@ -97,3 +97,31 @@ def test_paths_and_names_are_scrubbed(mixed_sweep: Path) -> None:
 )
 def test_scrub_text(text: str, clean: str) -> None:
     assert scrub_text(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("job 12_3 on gpu1 lost a node (Slurm: NODE_FAIL)", "the job on node1 lost a node (Slurm: NODE_FAIL)"),
+        ("job 12 on gpu[1-4,7],cpu2 was preempted", "the job on several nodes was preempted"),
+        ("no worker came up on gpu10, gpu1.cluster", "no worker came up on node2, node3"),
+        ("the first node, gpu1, is gone; my-gpu11 is not", "the first node, node1, is gone; my-gpu11 is not"),
+        ("cancelled by pid 77 on login3 (by uid 1000)", "cancelled by somebody (by a user)"),
+        ("node1 is not our node1", "node4 is not our node4"),
+        ("/home/gpu1/x/train.py failed", "train.py failed"),
+    ],
+)
+def test_scrub_reason(text: str, clean: str) -> None:
+    nodes = Nodes({"gpu1": "node1", "gpu10": "node2", "gpu1.cluster": "node3", "node1": "node4"})
+    assert scrub_reason(text, nodes) == clean
+
+
+def test_a_node_is_one_with_and_without_its_domain(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path, AXES)
+    place = SweepPaths(folder).trial(collect(folder).cells[0].cell_id, 0)
+    write_document(place.provenance, make_provenance("cuda").model_copy(update={"hostname": "gpu1.cluster"}))
+    write_allocation(folder, 1, [{"measured_s": 1.0}], nodes=("gpu1", "gpu2"))
+    rows = scrub_rows(collect(folder))
+    found = rows.cells[0].trials[0].provenance
+    assert found is not None and found.hostname == "node1"
+    assert rows.allocations[0].starts[0].nodes == ("node1", "node3")  # node2: of the other trials

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from egobench.launch.fleet import AllocationState
@@ -50,17 +50,24 @@ class AllocationFiles:
         return known.activity == "waiting" and bool(self.starts) and self.starts[-1].restarts >= known.restarts
 
 
-def read_allocation(paths: AllocationPaths) -> AllocationFiles | None:
-    """Read one allocation; None where it is not written yet."""
-    document = read_document(paths.allocation, Allocation)
+def read_allocation(paths: AllocationPaths, known: AllocationFiles | None = None) -> AllocationFiles | None:
+    """Read one allocation; None where it is not written yet.
+
+    Args:
+        paths: Its folder.
+        known: What was read before: documents that never change are not read again.
+    """
+    document = known.document if known is not None else read_document(paths.allocation, Allocation)
     if document is None:
         return None
     ended = read_document(paths.ended, Ended)  # first: what is over writes nothing more
+    job = known.job if known is not None and known.job is not None else read_document(paths.job, Job)
+    starts = known.starts if known is not None else ()
     return AllocationFiles(
         paths=paths,
         document=document,
-        job=read_document(paths.job, Job),
-        starts=tuple(_starts(paths)),
+        job=job,
+        starts=(*starts, *_starts(paths, starts)),
         usage=read_document(paths.usage, Usage),
         ended=ended,
     )
@@ -71,10 +78,11 @@ def read_allocations(paths: SweepPaths) -> list[AllocationFiles]:
     return [files for found in list_allocations(paths) if (files := read_allocation(found)) is not None]
 
 
-def _starts(paths: AllocationPaths) -> Iterable[Start]:
+def _starts(paths: AllocationPaths, known: Sequence[Start]) -> Iterable[Start]:
     if not paths.starts.is_dir():
         return
-    numbers = sorted(int(entry.stem) for entry in paths.starts.glob("*.json") if entry.stem.isdigit())
-    for number in numbers:
+    last = known[-1].number if known else -1
+    numbers = (int(entry.stem) for entry in paths.starts.glob("*.json") if entry.stem.isdigit())
+    for number in sorted(number for number in numbers if number > last):
         if (start := read_document(paths.start(number), Start)) is not None:
             yield start

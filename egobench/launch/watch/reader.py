@@ -110,7 +110,7 @@ class SweepReader:
             known = self._files.get(paths.number)
             if known is not None and known.ended is not None:
                 continue
-            files = read_allocation(paths)
+            files = read_allocation(paths, known)
             if files is not None:
                 self._files[paths.number] = files
                 if known is None:
