@@ -111,7 +111,7 @@ def _end_jobs(jobs: dict[AllocationPaths, Job]) -> list[str]:
 
 
 def _force(jobs: dict[AllocationPaths, Job]) -> list[str]:
-    if problem := _scancel(job.job_id for job in jobs.values()):
+    if problem := scancel(job.job_id for job in jobs.values()):
         return [f"scancel: {problem}; the requests stay with {len(jobs)} allocations"]
     left = dict(jobs)
 
@@ -129,10 +129,11 @@ def _force(jobs: dict[AllocationPaths, Job]) -> list[str]:
 def _take_out(jobs: Iterable[Job]) -> str:
     """Cancel whole arrays as far as they still wait; return why it did not work, empty where it did."""
     # Never with single tasks: `scancel --state=PENDING 7_3` takes all waiting tasks of job 7 (seen with Slurm 22.05).
-    return _scancel({job.array_id for job in jobs}, "--state=PENDING")
+    return scancel({job.array_id for job in jobs}, "--state=PENDING")
 
 
-def _scancel(ids: Iterable[str], *options: str) -> str:
+def scancel(ids: Iterable[str], *options: str) -> str:
+    """Cancel jobs; return why it did not work, empty where it did or they were over already."""
     ordered = sorted(ids)
     for first in range(0, len(ordered), JOBS_PER_CALL):
         problem = run_command(["scancel", *options, *ordered[first : first + JOBS_PER_CALL]]).problem
@@ -174,7 +175,7 @@ def _cancel_cell(reader: SweepReader, state: SweepState, cell_id: str) -> str:
         and not _others(state, found.paths)
     }
     said = []
-    if emptied and not _scancel(job.job_id for job in emptied.values()):
+    if emptied and not scancel(job.job_id for job in emptied.values()):
         gone = _gone(emptied)
         for paths in gone:
             _settle(paths, emptied[paths])

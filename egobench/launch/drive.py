@@ -17,6 +17,7 @@ from egobench.launch.launchers import Orders, fleet_of
 from egobench.launch.packing import Packing, QueueFull
 from egobench.launch.prepare import packing_for, settle_orphans, startable
 from egobench.launch.queue.poll import ask
+from egobench.launch.reap import Reaper
 from egobench.launch.settle import SLURMS_DOING, settle
 from egobench.launch.sweep import Todo, Wish, exit_code, lock_sweep, write_plan
 from egobench.launch.watch.progress import Observer
@@ -48,8 +49,11 @@ def run_sweep(todo: Todo, wish: Wish, observer: Observer) -> int:
     lock = lock_sweep(todo.paths)
     try:
         write_plan(todo)
-        reader = SweepReader(todo.paths.folder, ask if todo.sweep.site.launcher == "slurm" else None)
-        return Driver(todo, wish, fleet, Follower(reader, todo.asked, todo.retry, observer), observer, lock).run()
+        site = todo.sweep.site
+        on_slurm = site.launcher == "slurm"
+        follower = Follower(SweepReader(todo.paths.folder, ask if on_slurm else None), todo.asked, todo.retry, observer)
+        reaper = Reaper(todo.paths, ask, site.poll_every_s) if on_slurm else None
+        return Driver(todo, wish, fleet, follower, observer, lock, reaper).run()
     finally:
         lock.release()
 
@@ -64,6 +68,8 @@ class Driver:
     follower: Follower
     observer: Observer
     lock: Lock
+    reaper: Reaper | None = None
+    """None: no Slurm site."""
     _living: dict[AllocationPaths, Allocation] = field(default_factory=dict)
     _closed: set[int] = field(default_factory=set)
     """Allocations whose end has been dealt with, by this call or before it."""
@@ -147,6 +153,8 @@ class Driver:
             self._closed.add(one.paths.number)
             self._close(one, state)
         self._note_living(state)
+        for job_id in self.reaper.look(state.files.values()) if self.reaper is not None else ():
+            self.observer.say(f"job {job_id} still held its GPUs although its worker was done: cancelled")
         if self.wish.fail_fast and self._has_failed():
             return self._fail_fast()
         return self._start_missing() or bool(self._living and not self.wish.detach)

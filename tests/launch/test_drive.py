@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from egobench.errors import EXIT_OK, EXIT_TRIALS_FAILED, EnvironmentProblem
-from egobench.launch import drive
+from egobench.launch import drive, reap
 from egobench.launch.drive import Driver
 from egobench.launch.follow import Follower
 from egobench.launch.packing import Packing, QueueFull
+from egobench.launch.reap import Reaper
 from egobench.launch.sweep import Todo, Wish, lock_sweep
+from egobench.launch.watch.files import read_allocation
 from egobench.launch.watch.progress import PlainProgress
 from egobench.launch.watch.reader import SweepReader
-from egobench.records.allocation import AllocationPaths, CancelRequest, Job, Retry, TrialRef
+from egobench.records.allocation import AllocationPaths, CancelRequest, Ended, Job, Retry, TrialRef
 from egobench.records.queue import QueueView
 from egobench.records.store import SweepPaths, read_document, write_document
 from egobench.records.sweep import Sweep
@@ -202,3 +205,20 @@ def test_trials_of_a_submission_in_doubt_are_left_alone_until_it_is_known(tmp_pa
     assert driver.run() == EXIT_OK
     given = [ref.cell_id for refs in cluster.given.values() for ref in refs]
     assert sorted(given) == sorted([CELLS[0], CELLS[2], CELLS[3]])
+
+
+def test_a_job_that_outlives_its_worker_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = make(tmp_path)
+    paths = driver.todo.paths
+    done = [write_allocation(paths, number, [(CELLS[0], 0)]) for number in (1, 2, 3)]
+    for allocation, at in zip(done, (time.time() - 100, time.time() - 100, time.time()), strict=True):
+        write_document(allocation.ended, Ended(exit_code=0, at=at))
+    states = {1: "RUNNING", 2: "COMPLETED", 3: "RUNNING"}
+    view = QueueView(asked_at=0.0, jobs={made_up.job_id(n): job_state(n, state) for n, state in states.items()})
+    cancelled: list[str] = []
+    monkeypatch.setattr(reap, "scancel", lambda ids: cancelled.extend(ids) or "")
+    reaper = Reaper(paths, lambda *_: view, 1.0)
+    files = [found for found in map(read_allocation, done) if found is not None]
+    assert reaper.look(files) == []  # not at once
+    monkeypatch.setattr(reaper, "_next_s", 0.0)
+    assert reaper.look(files) == cancelled == ["77_1"]
