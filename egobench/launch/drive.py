@@ -24,7 +24,6 @@ from egobench.launch.watch.progress import Observer
 from egobench.launch.watch.reader import SweepReader
 from egobench.launch.watch.state import SweepState
 from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, TrialRef, list_allocations
-from egobench.records.lock import Lock
 from egobench.records.store import read_document
 
 LOOK_EVERY_S: Final = {"local": 0.25, "slurm": 1.0}
@@ -53,7 +52,7 @@ def run_sweep(todo: Todo, wish: Wish, observer: Observer) -> int:
         on_slurm = site.launcher == "slurm"
         follower = Follower(SweepReader(todo.paths.folder, ask if on_slurm else None), todo.asked, todo.retry, observer)
         reaper = Reaper(todo.paths, ask, site.poll_every_s) if on_slurm else None
-        return Driver(todo, wish, fleet, follower, observer, lock, reaper).run()
+        return Driver(todo, wish, fleet, follower, observer, reaper).run()
     finally:
         lock.release()
 
@@ -67,7 +66,6 @@ class Driver:
     fleet: Fleet
     follower: Follower
     observer: Observer
-    lock: Lock
     reaper: Reaper | None = None
     """None: no Slurm site."""
     _living: dict[AllocationPaths, Allocation] = field(default_factory=dict)
@@ -135,7 +133,6 @@ class Driver:
 
     def _go_on(self) -> bool:
         """Look once, do what is to be done, and return whether there is more to wait for."""
-        self.lock.renew()
         state = self.follower.look()
         if self._orphans:
             self._orphans = self.fleet.recover()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import pwd
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import EXIT_ENVIRONMENT
+from egobench.launch.queue.poll import run_command
 from egobench.records.allocation import AllocationPaths, Ended, Job, Start, last_start
 from egobench.records.store import SweepPaths, create_document, read_document, write_document
 
 GRACE_S: Final = 15
 """An sbatch that has lost the process that called it has arrived by then."""
-_TIMEOUT_S: Final = 30
 
 
 def is_orphan(paths: AllocationPaths) -> bool:
@@ -35,32 +35,37 @@ class _Submission:
     numbers: range
     parallel: int
     written_at: float
+    written_by: str
+    """User."""
     job_id: str | None
     """None: sbatch had not answered when the process ended."""
 
 
-def adopt_orphans(sweep: SweepPaths, orphans: Sequence[AllocationPaths]) -> list[AllocationPaths]:
-    """Tie orphans to their jobs, end those that Slurm never got, and return the adopted.
+def adopt_orphans(sweep: SweepPaths, orphans: Sequence[AllocationPaths]) -> set[int]:
+    """Tie orphans to their jobs, end those that Slurm never got, and return the numbers of those still in doubt.
 
-    To be called under the sweep's lock. While Slurm does not answer, an orphan stays one.
+    To be called under the sweep's lock. While Slurm does not answer, an orphan stays one, and may be under way.
     """
     submissions = _submissions(sweep.slurm)
-    names = {number: submission.name for submission in submissions for number in submission.numbers}
-    adopted: list[AllocationPaths] = []
+    of_number = {number: submission for submission in submissions for number in submission.numbers}
+    doubtful: set[int] = set()
+    open_ = [paths for paths in orphans if not _adopt_by_start(paths, of_number.get(paths.number))]
     for submission in submissions:
-        mine = [paths for paths in orphans if paths.number in submission.numbers]
-        job_id = (submission.job_id or _wait_for(submission)) if mine else None
+        mine = [paths for paths in open_ if paths.number in submission.numbers and paths.number not in doubtful]
+        job_id = (submission.job_id or _wait_for(submission)) if mine else ""
         if job_id is None:
-            orphans = [paths for paths in orphans if paths not in mine]
-            continue
-        for paths in mine if job_id else []:
-            write_document(paths.job, _job(submission, job_id, paths, sweep.slurm))
-            adopted.append(paths)
-    for paths in orphans:
-        if is_orphan(paths) and not _adopt_by_start(paths, names.get(paths.number, "")):
+            doubtful |= {paths.number for paths in mine}
+        elif job_id:
+            for paths in mine:
+                write_document(
+                    paths.job, _job(submission, f"{job_id}_{paths.number - submission.numbers.start}", paths)
+                )
+            open_ = [paths for paths in open_ if paths not in mine]
+    for paths in open_:
+        if paths.number not in doubtful:
             because = "never submitted: `egobench sweep` was ended before Slurm had the job"
             create_document(paths.ended, Ended(exit_code=EXIT_ENVIRONMENT, because=because, at=time.time()))
-    return adopted
+    return doubtful
 
 
 def _submissions(folder: Path) -> list[_Submission]:
@@ -76,7 +81,9 @@ def _submissions(folder: Path) -> list[_Submission]:
         numbers = range(int(name[2]), int(name[2]) + int(last[1]) + 1)
         job_id = re.match(r"(\d+)_submission", path.name)
         found.append(
-            _Submission(text, name[1], numbers, int(last[2]), path.stat().st_mtime, job_id[1] if job_id else None)
+            _Submission(
+                text, name[1], numbers, int(last[2]), path.stat().st_mtime, _owner(path), job_id[1] if job_id else None
+            )
         )
     return found
 
@@ -105,34 +112,39 @@ def find_by_name(name: str, since: float | None = None) -> str | None:
 
 
 def _ask(*command: str) -> list[str] | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.split() if done.returncode == 0 else None
+    answer = run_command(command)
+    return None if answer.problem else answer.text.split()
 
 
-def _adopt_by_start(paths: AllocationPaths, name: str) -> bool:
+def _adopt_by_start(paths: AllocationPaths, submission: _Submission | None) -> bool:
     """Tie an allocation to the job that has begun it; False where none has."""
     number = last_start(paths)
     start = read_document(paths.start(number), Start) if number is not None else None
-    if start is None or start.job_id is None:
-        return False
-    write_document(
-        paths.job,
-        Job(job_id=start.job_id, job_name=name, submitted_at=start.at, submitted_by="", script="", log=str(paths.log)),
-    )
+    if start is None or start.job_id is None or (submission is not None and "_" not in start.job_id):
+        return False  # of a task, only `123_4` names it for good
+    write_document(paths.job, _job(submission, start.job_id, paths, start.at))
     return True
 
 
-def _job(submission: _Submission, job_id: str, paths: AllocationPaths, folder: Path) -> Job:
-    task = paths.number - submission.numbers.start
+def _job(submission: _Submission | None, job_id: str, paths: AllocationPaths, at: float = 0.0) -> Job:
+    host = socket.gethostname()
+    if submission is None:  # its script is gone
+        who = f"{_owner(paths.folder)}@{host}"
+        return Job(job_id=job_id, job_name="", submitted_at=at, submitted_by=who, script="", log=str(paths.log))
     return Job(
-        job_id=f"{job_id}_{task}",
+        job_id=job_id,
         job_name=submission.name,
         submitted_at=submission.written_at,
-        submitted_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        submitted_by=f"{submission.written_by}@{host}",
         script=submission.text,
         parallel=submission.parallel,
-        log=str(folder / f"{job_id}_{task}_log.out"),
+        log=str(paths.sweep.slurm / f"{job_id}_log.out"),
     )
+
+
+def _owner(path: Path) -> str:
+    """Return whose file it is: the one who submitted, where somebody else goes on."""
+    try:
+        return pwd.getpwuid(path.stat().st_uid).pw_name
+    except (KeyError, OSError):  # a container may not know its users
+        return getpass.getuser()

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from egobench.errors import EnvironmentProblem
+from egobench.errors import EXIT_AGAIN, EnvironmentProblem
 from egobench.launch.packing import ArrayDraft
-from egobench.records.store import SweepPaths
+from egobench.records.store import AGAIN, SweepPaths
 from egobench.records.sweep import Sweep
 from egobench.spec.site import Container, Site
 
@@ -23,6 +23,8 @@ SIGNAL: Final = "USR2"
 """Warns of the end of an allocation."""
 LOG: Final = "%A_%a_log.out"
 """What all processes of a task say, in the sweep's slurm/ folder."""
+LOG_OF_ONE: Final = "%j_log.out"
+"""The same of a job that is no array."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Script:
 
     def log(self, job_id: str, task: int) -> Path:
         """Return where the log of a task goes."""
+        if self.num_tasks is None:
+            return self.folder / LOG_OF_ONE.replace("%j", job_id)
         return self.folder / LOG.replace("%A", job_id).replace("%a", str(task))
 
     def after(self, job_ids: Sequence[str]) -> Script:
@@ -99,8 +103,32 @@ def array_script(array: ArrayDraft, sweep: Sweep, paths: SweepPaths, code: Path,
         setup=(line,),
     )
     options = script.options | {"array_parallelism": array.parallel, "comment": f"egobench {sweep.name}: {which}"}
-    options["additional_parameters"] = options["additional_parameters"] | _nice(array.nice)
-    return replace(script, options=options, num_tasks=len(array.drafts))
+    log = {"output": str(place.slurm / LOG)}
+    options["additional_parameters"] = options["additional_parameters"] | log | _nice(array.nice)
+    command = _starting_again(script.command) if site.requeue else script.command
+    return replace(script, options=options, command=command, num_tasks=len(array.drafts))
+
+
+def _starting_again(command: str) -> str:
+    """Add that Slurm starts a task again whose worker asks for it: only here, outside any image, is there a scontrol.
+
+    The last task of an array has the array's own number as its job id, and requeueing that requeues all tasks.
+    """
+    return "\n".join(
+        (
+            f'AGAIN="${{ALLOCATION%/*}}/{AGAIN}"',
+            'rm -f "$AGAIN"',
+            "code=0",
+            f"{command} || code=$?",  # `setup` may say `set -e`
+            # Of several tasks srun tells the worst end: that of those it killed when the first left.
+            f'if [ "$code" != 0 ] && [ -e "$AGAIN" ]; then code={EXIT_AGAIN}; fi',
+            f'if [ "$code" = {EXIT_AGAIN} ]; then',
+            # Where Slurm refuses, the job ends with the code, and the driver submits anew what is left.
+            '  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" || :',
+            "fi",
+            'exit "$code"',
+        )
+    )
 
 
 def _nice(nice: int) -> dict[str, int]:
@@ -184,7 +212,7 @@ def _options(site: Site, shape: tuple[int, int], time_limit_min: int, name: str,
         told["gres"] = f"gpu:{kind}{gpus}"
     additional = {
         "chdir": str(place.slurm.parent),
-        "output": str(place.slurm / LOG),
+        "output": str(place.slurm / LOG_OF_ONE),
         "signal": f"{SIGNAL}@{site.signal_before_end_s}",
         "requeue" if site.requeue else "no-requeue": True,
         **{name: value for name, value in site.sbatch.items() if value is not False},
@@ -222,6 +250,7 @@ def _setup(site: Site, place: Place, num_nodes: int) -> list[str]:
 def _command(site: Site, place: Place, gpus: int, python: Sequence[str], shell: str) -> str:
     """Return the line that starts one Python per node: it binds its ranks itself, and one death ends the step."""
     srun = ["srun", "--unbuffered", "--mpi=none", "--kill-on-bad-exit=1", "--cpu-bind=none", "--ntasks-per-node=1"]
+    srun.append("--export=ALL")  # what was set up above, whatever the job was told to inherit
     if site.cpus_per_gpu:
         srun.append(f"--cpus-per-task={site.cpus_per_gpu * gpus}")  # since Slurm 22.05 it is not inherited
     words = [*srun, *map(shlex.quote, site.srun), *_container(site, place)]

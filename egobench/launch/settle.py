@@ -6,7 +6,7 @@ import signal
 import time
 from typing import Final
 
-from egobench.errors import EXIT_ENVIRONMENT
+from egobench.errors import EXIT_AGAIN, EXIT_ENVIRONMENT
 from egobench.launch.fleet import AllocationState
 from egobench.records.allocation import (
     Allocation,
@@ -52,6 +52,8 @@ def find_end(job: JobState, mark: Interruption | None = None) -> tuple[OutcomeNa
         outcome, what = SLURMS_DOING[job.state]
     elif job.state == "FAILED" and job.exit_code == EXIT_ENVIRONMENT:  # the worker's own word, and its disk may be full
         outcome, what = "node_fail", f"met a problem of its machine; {_ending(job)}"
+    elif job.state == "FAILED" and job.exit_code == EXIT_AGAIN:  # and Slurm would not start it again
+        outcome, what = "preempted" if mark is not None else "node_fail", "handed its trials back"
     elif mark is not None:  # a job does not signal itself: a machine that shuts down, an administrator
         outcome, what = "preempted", f"was told to end by {mark.signal}; {_ending(job)}"
     else:
@@ -69,8 +71,9 @@ def find_end(job: JobState, mark: Interruption | None = None) -> tuple[OutcomeNa
 def settle(state: AllocationState) -> list[TrialRef]:
     """Write what an allocation that is over could not write itself; return the trials that got their outcome.
 
-    An allocation that lives, that said itself how it ended, or that is no Slurm job, is left alone. Two processes may
-    do it at once: the first one's word stands.
+    An allocation that lives, that said itself how it ended, or that is no Slurm job, is left alone. So are the trials
+    of one that another job has begun since: `ended.json` alone tells that job to stop. Two processes may do it at once:
+    the first one's word stands.
 
     Raises:
         EnvironmentProblem: the disk is full or not writable; call it again.
@@ -85,11 +88,18 @@ def settle(state: AllocationState) -> list[TrialRef]:
         job = job.model_copy(update={"nodes": ",".join(start.nodes)})
     # A run that never came as far as a start may have been the last.
     newest = None if start is None or job.restarts > start.restarts else start.number
-    settled = [ref for ref in document.trials if _settle_trial(paths, ref, job, newest)] if document else []
     _, because = find_end(job)
+    if start is not None and _is_of_another(start, job):
+        document, because = None, f"{because}; but start {start.number} is of job {start.job_id}"
+    settled = [ref for ref in document.trials if _settle_trial(paths, ref, job, newest)] if document else []
     ended = Ended(exit_code=_exit_code(job), because=because, state=job.state, elapsed_s=job.elapsed_s, at=time.time())
     create_document(paths.ended, ended)
     return settled
+
+
+def _is_of_another(start: Start, job: JobState) -> bool:
+    # Of a task, only `123_4` names it for good: a plain number may be its own, which squeue does not show.
+    return start.job_id is not None and "_" in start.job_id and start.job_id != job.job_id
 
 
 def _settle_trial(paths: AllocationPaths, ref: TrialRef, job: JobState, newest: int | None) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from egobench.errors import EXIT_ENVIRONMENT, EnvironmentProblem
-from egobench.launch.orphans import adopt_orphans, find_by_name, is_orphan
+from egobench.launch.orphans import GRACE_S, adopt_orphans, find_by_name, is_orphan
 from egobench.launch.packing import ArrayDraft, Draft, Packing, QueueFull
 from egobench.launch.refusals import is_passing, is_queue_full, todo_about
 from egobench.launch.script import Place, Script, array_script, job_script
@@ -48,12 +48,15 @@ class SlurmFleet:
         """
         require_slurm(orders.sweep.site_name)
         self._orders = orders
+        self._doubtful: set[int] = set()
+        self._recover_at = 0.0
 
     def start(self, packing: Packing, first: int) -> list[AllocationPaths]:
         """Submit the arrays of a packing, one after another.
 
         Raises:
-            QueueFull: Slurm takes no more jobs of this user; what was submitted before goes on.
+            QueueFull: Slurm takes no more jobs of this user; what was submitted before goes on, and of the others
+                nothing is left.
             EnvironmentProblem: Slurm refuses a job, in its own words; what was submitted before goes on.
         """
         code = take_snapshot(self._orders.paths)
@@ -66,11 +69,18 @@ class SlurmFleet:
             numbers.append(here)
         return started
 
-    def recover(self) -> None:
-        """Find the jobs of submissions that were cut short between sbatch and its answer."""
+    def recover(self) -> set[int]:
+        """Find the jobs of submissions that were cut short between sbatch and its answer.
+
+        Returns the allocations of which Slurm does not say whether it has them: they may be under way. It is asked
+        no more often than about jobs.
+        """
+        if self._doubtful and time.monotonic() < self._recover_at:
+            return self._doubtful
         orphans = [paths for paths in list_allocations(self._orders.paths) if is_orphan(paths)]
-        if orphans:
-            adopt_orphans(self._orders.paths, orphans)
+        self._doubtful = adopt_orphans(self._orders.paths, orphans) if orphans else set()
+        self._recover_at = time.monotonic() + self._orders.sweep.site.poll_every_s
+        return self._doubtful
 
     def _submit(
         self, array: ArrayDraft, numbers: range, after: Sequence[int], is_budgeted: bool, code: Path
@@ -86,6 +96,9 @@ class SlurmFleet:
             job_id = submit(script)
         except ControllerAway:
             raise  # the job may have arrived: `recover` will find out
+        except QueueFull:
+            _forget(script, allocations)
+            raise
         except EnvironmentProblem as problem:
             for paths in allocations:
                 _end(paths, f"never submitted: {problem}")
@@ -106,6 +119,7 @@ class SlurmFleet:
             num_nodes=draft.num_nodes,
             gpus_per_node=draft.gpus_per_node,
             time_limit_min=draft.time_limit_min,
+            signal_before_end_s=self._orders.sweep.site.signal_before_end_s,
             gpu_hours_at_most=draft.gpu_hours_at_most if is_budgeted else None,
             after=tuple(after),
         )
@@ -151,32 +165,43 @@ def sbatch_text(script: Script) -> str:
 def submit(script: Script) -> str:
     """Submit one script and return its job id; waits for a controller that is away for a moment.
 
+    An error that may be the answer's alone is followed by another sbatch only once Slurm has said that it has no job
+    of this name.
+
     Raises:
         QueueFull: Slurm takes no more jobs of this user now.
-        ControllerAway: it stayed away.
+        ControllerAway: it stayed away; whether it has the job is not known.
         EnvironmentProblem: Slurm refuses it, in its own words, with what to do about it.
     """
     with disk_errors(script.folder):
         script.folder.mkdir(parents=True, exist_ok=True)
-    executor, deadline, pause_s = _executor(script), time.monotonic() + PATIENCE_S, 1.0
+    executor, deadline = _executor(script), time.monotonic() + PATIENCE_S
     while True:
         words = _try_to_submit(executor, script)
         if words.isdigit():
             return words
-        # It may have been taken all the same: only the answer got lost.
-        taken = find_by_name(script.name) if is_passing(words) else None
+        problem = f"sbatch: {words}; {todo_about(words)}"
+        if not is_passing(words):
+            raise QueueFull(problem) if is_queue_full(words) else EnvironmentProblem(problem)
+        taken = _look_for(script.name, deadline)
         if taken:
             return taken
-        if not is_passing(words) or time.monotonic() > deadline:
-            raise _kind(words)(f"sbatch: {words}; {todo_about(words)}")
-        time.sleep(pause_s)
+        if taken is None or time.monotonic() > deadline:
+            raise ControllerAway(problem)
+
+
+def _look_for(name: str, deadline: float) -> str | None:
+    """Return the id of a job that Slurm may have taken, "" where it has none, None where it does not say in time."""
+    arrived_at, pause_s = time.monotonic() + GRACE_S, 1.0
+    while True:
+        job_id = find_by_name(name)
+        now = time.monotonic()
+        if job_id or (job_id == "" and now >= arrived_at):
+            return job_id
+        if now > max(deadline, arrived_at):
+            return None
+        time.sleep(min(pause_s, max(arrived_at - now, 0.1)) if job_id == "" else pause_s)
         pause_s = min(2 * pause_s, 15.0)
-
-
-def _kind(words: str) -> type[EnvironmentProblem]:
-    if is_passing(words):
-        return ControllerAway
-    return QueueFull if is_queue_full(words) else EnvironmentProblem
 
 
 def _try_to_submit(executor: SlurmExecutor, script: Script) -> str:
@@ -233,6 +258,16 @@ def job_document(script: Script, text: str, job_id: str, task: int, parallel: in
         parallel=parallel,
         log=str(script.log(job_id, task)),
     )
+
+
+def _forget(script: Script, allocations: Sequence[AllocationPaths]) -> None:
+    """Remove allocations that Slurm would not take now, and what would be looked for by their name."""
+    for paths in allocations:
+        shutil.rmtree(paths.folder, ignore_errors=True)
+    for path in script.folder.glob(".submission_file_*.sh"):
+        with contextlib.suppress(OSError):
+            if script.name in path.read_text(encoding="utf-8", errors="replace"):
+                path.unlink()
 
 
 def _end(paths: AllocationPaths, because: str) -> None:

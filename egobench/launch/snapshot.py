@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import egobench
+from egobench.errors import EnvironmentProblem
 from egobench.records.code import SNAPSHOT_NAME, code_digest, code_state
 from egobench.records.store import SweepPaths, disk_errors, write_document
 
@@ -42,12 +43,22 @@ def take_snapshot(paths: SweepPaths, package: Path | None = None) -> Path:
             write_document(scratch / SNAPSHOT_NAME, state)
             scratch.chmod(0o777 & ~_umask())  # mkdtemp keeps others out, and nodes may run as somebody else
             scratch.rename(target)
-        except OSError:
+        except OSError as error:
             if not target.is_dir():
+                if isinstance(error, shutil.Error):
+                    raise _cannot_copy(target, error) from error
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _cannot_copy(target: Path, error: shutil.Error) -> EnvironmentProblem:
+    # Of all that failed copytree keeps (from, to, words), without an errno.
+    reasons = error.args[0] if error.args else error
+    why = reasons[0][-1] if isinstance(reasons, list) and reasons else reasons
+    todo = "free some space or choose another --runs folder, then run the same command again"
+    return EnvironmentProblem(f"{target}: cannot copy egobench: {why}; {todo}")
 
 
 def _content_digest(package: Path) -> str:

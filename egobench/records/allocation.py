@@ -64,6 +64,8 @@ class Allocation(Record):
     """Ranks of each node at most, whether they have a GPU or not."""
     time_limit_min: int | None = None
     """What Slurm grants; None: no limit (a local allocation)."""
+    signal_before_end_s: int = 90
+    """How long before its time limit Slurm warns it."""
     gpu_hours_at_most: float | None = None
     """Over all its starts; None: no budget."""
     after: tuple[int, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -63,6 +64,27 @@ def _is_ours(held: Claim, paths: TrialPaths, allocation: int | None, start: int)
         return False
     number = last_start(AllocationPaths(paths.folder.parent.parent / "allocations" / str(allocation)))
     return (number or 0) <= start
+
+
+def is_held_by(paths: TrialPaths, allocation: int | None, start: int, attempt: int) -> bool:
+    """Return whether the trial is still that launch's own: nobody claimed it since."""
+    look_afresh(paths.folder, touch=True)
+    held = read_document(paths.running, Claim)
+    return held is not None and (held.allocation, held.start, held.attempt) == (allocation, start, attempt)
+
+
+def look_afresh(*folders: Path, touch: bool = False) -> None:
+    """Have the next look at these folders see what other machines did: NFS remembers a folder for up to a minute.
+
+    Args:
+        folders: Where there may be news.
+        touch: Leave nothing to chance: a write asks the server whatever the mount's options are.
+    """
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))  # close-to-open consistency; nfs(5)
+            if touch:
+                os.utime(folder)
 
 
 def settle_vanished(paths: TrialPaths) -> None:

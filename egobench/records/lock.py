@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import pwd
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Final
 
 from pydantic import ValidationError
 
+from egobench.errors import EnvironmentProblem
 from egobench.records.store import disk_errors
 from egobench.spec.strict import Record
+
+RENEW_EVERY_S: Final = 10.0
+NO_LOCKS: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What flock says on a file system without it: Lustre mounted without `-o flock`, NFS without its lock daemon."""
 
 
 class Holder(Record):
@@ -31,6 +39,8 @@ class Lock:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self.descriptor = path, descriptor
+        self._is_over = threading.Event()
+        self._renewer: threading.Thread | None = None
 
     def name_holder(self, pid: int) -> None:
         """Write who holds the lock, for people and for `cancel`."""
@@ -44,6 +54,16 @@ class Lock:
         with contextlib.suppress(OSError):  # read-only just now: whoever has something to write will say so
             os.utime(self.descriptor)
 
+    def keep_renewed(self) -> None:
+        """Renew it until it is closed, whatever else this process waits for."""
+
+        def renew() -> None:
+            while not self._is_over.wait(RENEW_EVERY_S):
+                self.renew()
+
+        self._renewer = threading.Thread(target=renew, name=f"renews {self.path}", daemon=True)
+        self._renewer.start()
+
     def release(self) -> None:
         """Give the lock back, and say on every machine that nobody holds it."""
         with contextlib.suppress(OSError):
@@ -52,6 +72,9 @@ class Lock:
 
     def close(self) -> None:
         """Close this process's descriptor; a child that inherited it goes on holding the lock."""
+        self._is_over.set()
+        if self._renewer is not None:
+            self._renewer.join(RENEW_EVERY_S)
         os.close(self.descriptor)
 
 
@@ -61,10 +84,11 @@ def take_lock(path: Path, wait_s: float = 0.0) -> Lock | None:
     Args:
         path: The lock file.
         wait_s: Go on trying for so long, because `is_held` takes a lock for an instant to find out.
+
+    Raises:
+        EnvironmentProblem: the file may not be written, or its file system has no locks.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path)
     deadline = time.monotonic() + wait_s
     while True:
         try:
@@ -75,6 +99,12 @@ def take_lock(path: Path, wait_s: float = 0.0) -> Lock | None:
                 continue
             os.close(descriptor)
             return None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in NO_LOCKS:
+                todo = "mount it with flock, or choose a --runs folder on another file system"
+                raise EnvironmentProblem(f"{path}: no file locks here: {error.strerror}; {todo}") from error
+            raise
         lock = Lock(path, descriptor)
         try:
             lock.name_holder(os.getpid())
@@ -84,6 +114,30 @@ def take_lock(path: Path, wait_s: float = 0.0) -> Lock | None:
         return lock
 
 
+def _open(path: Path) -> int:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # The umask decides: in a folder of a group any of them may go on with a sweep.
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except PermissionError as error:
+            if not path.exists():
+                raise
+            owner, holder = path.stat().st_uid, read_holder(path)
+            who = f"; pid {holder.pid} on {holder.host} holds it" if holder else ""
+            raise EnvironmentProblem(
+                f"{path}: this lock belongs to {_name_of(owner)}, and you may not write it{who}; "
+                "let them go on, or ask them for `chmod g+w`"
+            ) from error
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
 ABROAD_PATIENCE_S: Final = 60.0
 """A lock taken on another machine counts as held for so long after it was last renewed."""
 
@@ -91,12 +145,15 @@ ABROAD_PATIENCE_S: Final = 60.0
 def take_lock_for_all(path: Path) -> Lock | None:
     """Take a lock that other machines respect even where their shared file system does not share flock.
 
-    The holder calls `renew` every few seconds.
+    It is renewed until it is released.
     """
     holder = read_holder(path)
     if holder is not None and holder.host != socket.gethostname() and _renewed_ago_s(path) < ABROAD_PATIENCE_S:
         return None
-    return take_lock(path, wait_s=0.5)
+    lock = take_lock(path, wait_s=0.5)
+    if lock is not None:
+        lock.keep_renewed()
+    return lock
 
 
 def _renewed_ago_s(path: Path) -> float:
@@ -106,7 +163,7 @@ def _renewed_ago_s(path: Path) -> float:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a living process holds the lock."""
+    """Return whether a living process holds the lock; False too where there are no locks, so that nobody can."""
     try:
         # Read-only: those who may only look can ask, too, and flock's shared lock needs no more, on NFS either.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -116,6 +173,9 @@ def is_held(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     finally:
         os.close(descriptor)
     return False

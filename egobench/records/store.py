@@ -11,6 +11,7 @@ runs/<sweep>/allocations/<n>/                an allocation
                            /starts/<k>.json  the k-th time it began
                            /usage.json       what its GPU time went into
                            /cancel.json      somebody asks it to end
+                           /again            its worker asks for another start
                            /ended.json       it is over for good, and why
                            /lock, /log.txt
 runs/<sweep>/<cell>/<trial>/trial.json       what to run
@@ -44,6 +45,8 @@ from pydantic import BaseModel, ValidationError
 
 from egobench.errors import EnvironmentProblem
 
+AGAIN = "again"
+"""In an allocation's folder: its worker has left with EXIT_AGAIN, whatever srun makes of that."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -211,11 +214,30 @@ def _write_through(path: Path, text: str) -> None:
 
 
 def read_document(path: Path, model: type[Model]) -> Model | None:
-    """Read a document; None where there is none, or none that is whole."""
+    """Read a document; None where there is none, or none that is whole.
+
+    Raises:
+        EnvironmentProblem: the file system does not answer; look again later.
+    """
     try:
-        return model.model_validate_json(path.read_bytes())
+        return model.model_validate_json(_read(path))
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return path.read_bytes()  # NFS: it was replaced between open and read
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE):
+            words = os.strerror(error.errno)
+            raise EnvironmentProblem(f"{path}: cannot read: {words}; is the shared file system in trouble?") from error
+        raise
 
 
 def append_line(path: Path, record: BaseModel | dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ class Span(Record):
     """The rest: between trials, and on the way out."""
     num_trials: int = 0
     """Trials that were run."""
+    whole: bool = False
+    """It was written on the way out. Else the start went on, for nobody knows how long, after this was written."""
 
     @property
     def total_s(self) -> float:
@@ -34,7 +36,7 @@ class Span(Record):
 
 
 class Usage(Record):
-    """All starts of an allocation; rewritten after each trial, so that a killed one is known up to its last trial."""
+    """All starts of an allocation; rewritten before and after each trial, so that much is known of a killed one."""
 
     schema_version: Literal[1] = 1
     num_gpus: int

@@ -111,7 +111,7 @@ def _replay(options: argparse.Namespace) -> int:
         raise EnvironmentProblem(f"{paths.folder}: runs right now (pid {claim.pid} on {claim.host}); wait or cancel it")
     _warm_up(options.body)
     from egobench.worker.agent import quiet_elastic_logging
-    from egobench.worker.stop import Stop
+    from egobench.worker.stop import Stop, Superseded
     from egobench.worker.trial import run_trial, tell
     from egobench.worker.warm import await_server
 
@@ -119,7 +119,10 @@ def _replay(options: argparse.Namespace) -> int:
     stop.listen()
     quiet_elastic_logging()
     await_server()
-    outcome = run_trial(paths.folder, stop.this_trial, body=options.body)
+    try:
+        outcome = run_trial(paths.folder, stop.this_trial, body=options.body)
+    except Superseded as error:
+        raise EnvironmentProblem(str(error)) from error
     if outcome is None:
         raise EnvironmentProblem(f"{paths.folder}: somebody else started it at this moment")
     tell(outcome)

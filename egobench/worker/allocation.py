@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from egobench.errors import (
+    EXIT_AGAIN,
     EXIT_ENVIRONMENT,
     EXIT_INTERRUPTED,
     EXIT_INVALID_INPUT,
@@ -18,9 +18,9 @@ from egobench.errors import (
 from egobench.records.allocation import Allocation, AllocationPaths, Ended, Start, TrialRef, is_settled
 from egobench.records.outcome import Outcome
 from egobench.records.parents import give_up, look_at_parent
-from egobench.records.store import read_document, write_document
+from egobench.records.store import AGAIN, create_document, disk_errors, read_document
 from egobench.worker.say import say
-from egobench.worker.slurm import SlurmStep, job_ends_at, requeue
+from egobench.worker.slurm import SlurmStep, job_ends_at
 from egobench.worker.start import begin, budget_ends_at, fruitless_starts, settle_leftovers
 from egobench.worker.stop import Halt, Stop, Superseded
 from egobench.worker.usage import Meter
@@ -45,7 +45,7 @@ def run_allocation(folder: Path, body: str, step: SlurmStep | None = None) -> in
     """Run what `allocation.json` lists and is not settled yet; return the exit code.
 
     Raises:
-        EgobenchError: the machine failed; `ended.json` says so too, where it can still be written.
+        EnvironmentProblem: it cannot begin.
     """
     paths = AllocationPaths(folder)
     allocation = read_document(paths.allocation, Allocation)
@@ -59,11 +59,7 @@ def run_allocation(folder: Path, body: str, step: SlurmStep | None = None) -> in
         say(error)
         return EXIT_ENVIRONMENT
     except EgobenchError as error:
-        from egobench.worker.team import LostNode
-
-        if not isinstance(error, LostNode):
-            _end(paths, Ending(error.exit_code, str(error)))
-        raise
+        ending = Ending(error.exit_code, str(error))
     finally:
         run.close()
     return _end(paths, run.arrange(ending))
@@ -74,8 +70,8 @@ class _Run:
 
     def __init__(self, paths: AllocationPaths, allocation: Allocation, start: Start, step: SlurmStep | None) -> None:
         self._paths, self._allocation, self._start, self._step = paths, allocation, start, step
-        self._stop = Stop(paths, start, slurm=step is not None)
-        self._stop.budget_ends_at = budget_ends_at(paths, allocation, start.at)
+        self._stop = Stop(paths, start, step is not None, allocation.signal_before_end_s)
+        self._stop.budget_ends_at = budget_ends_at(paths, allocation, start.number, start.at)
         self._stop.listen()
         self._job_ends_at = job_ends_at(step, allocation, start.at) if step is not None else None
         self._meter = Meter(paths, allocation, start)
@@ -87,14 +83,15 @@ class _Run:
             self._meter.take_lost(number, outcome)
         # Imports torch, while the fork server does the same.
         from egobench.worker.agent import quiet_elastic_logging
+        from egobench.worker.team import LostNode
         from egobench.worker.trial import Interrupted
         from egobench.worker.warm import await_server
 
         quiet_elastic_logging()
         await_server()
-        self._assemble()
-        self._meter.ready()
         try:
+            self._assemble()
+            self._meter.ready()
             for ref in self._allocation.trials:
                 if (ending := self._why_not(ref)) is not None:
                     return ending
@@ -102,6 +99,11 @@ class _Run:
                     return ending
         except Interrupted as error:
             return Ending(EXIT_INTERRUPTED, str(error), silent=True)
+        except LostNode as error:
+            lost = Ending(error.exit_code, str(error), again=True)
+            halt = self._stop.everything()
+            # Where Slurm is ending the step already, it knows better.
+            return lost if halt is None or halt.kind == "warning" else _ending_of(halt)
         halt = self._stop.everything()
         return _ending_of(halt) if halt is not None and halt.kind == "superseded" else Ending(EXIT_OK)
 
@@ -151,6 +153,7 @@ class _Run:
                 tell(give_up(self._paths.trial(ref), ref, parent))
                 return None
             owner = Owner(self._paths.number, self._start.number, self._step is not None, self._leader)
+            self._meter.write()
             try:
                 outcome = run_trial(self._paths.trial(ref).folder, self._stop.this_trial, owner, body)
             except EgobenchError:
@@ -176,7 +179,9 @@ class _Run:
             self._meter.take(outcome, self._paths.trial(ref))
 
     def arrange(self, ending: Ending) -> Ending:
-        """Have Slurm start the allocation again, if that is wanted and makes sense."""
+        """Have the allocation started again, if that is wanted and makes sense."""
+        if not ending.silent and self._stop.is_superseded():
+            return replace(ending, silent=True)
         if not ending.again or self._step is None:
             return ending
         if all(self._is_done(ref) or self._stop.cell(ref.cell_id) is not None for ref in self._allocation.trials):
@@ -184,12 +189,12 @@ class _Run:
         fruitless = fruitless_starts(self._paths, self._allocation, self._start)
         if fruitless >= self._allocation.retry.max_attempts:
             why = f"{ending.because}; not started again: {fruitless} starts in a row brought no trial to its end"
-            return Ending(EXIT_OK, why)
-        # The answer may be our own end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if problem := requeue(self._step.job_id):
-            return Ending(EXIT_OK, f"{ending.because}; Slurm does not start it again: {problem}")
-        return Ending(EXIT_OK, f"{ending.because}; Slurm starts it again", silent=True)
+            return Ending(ending.code, why)
+        # The batch script asks Slurm: an image has no scontrol. Of several nodes' codes srun may return another one.
+        mark = self._paths.folder / AGAIN
+        with disk_errors(mark):
+            mark.touch()
+        return Ending(EXIT_AGAIN, f"{ending.because}; to be started again", silent=True)
 
     def close(self) -> None:
         """Send the other nodes home, and say what the time went into."""
@@ -197,7 +202,7 @@ class _Run:
             self._leader.dismiss()
         if not self._stop.is_superseded():
             try:
-                self._meter.write()
+                self._meter.write(whole=True)
             except EgobenchError as error:  # the full disk that ended the allocation
                 say(error)
 
@@ -217,7 +222,7 @@ def _end(paths: AllocationPaths, ending: Ending) -> int:
         say(ending.because)
     if not ending.silent:
         try:
-            write_document(paths.ended, Ended(exit_code=ending.code, because=ending.because, at=time.time()))
+            create_document(paths.ended, Ended(exit_code=ending.code, because=ending.because, at=time.time()))
         except EgobenchError as error:  # the full disk that ended the allocation
             say(error)
     return ending.code

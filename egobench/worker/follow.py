@@ -34,7 +34,7 @@ class Attendant(threading.Thread):
 
     def __init__(self, follower: Follower, launch: int, trial: Trial, local: LocalRanks, stop: Stop) -> None:
         super().__init__(name="attendant", daemon=True)
-        self.lost_leader = False
+        self.lost_leader = self.has_failed = False
         self._follower, self._launch, self._local, self._ear = follower, launch, local, stop
         self._over = threading.Event()
         # Twice as often as the first node looks, so that each of its looks finds a new sample.
@@ -68,6 +68,11 @@ class Attendant(threading.Thread):
         except DistError:
             self.lost_leader = True
             self._local.kill()
+        except BaseException:
+            # The ranks must not go on with nobody to end them.
+            self.has_failed = True
+            self._local.kill()
+            raise
 
     def _look(self, now_s: float) -> None:
         self._local.look()
@@ -127,6 +132,8 @@ def _obey(follower: Follower, number: int, order: Order, stop: Stop, body: str) 
             problem = str(error)
         finally:
             attendant.finish()
+        if attendant.has_failed:
+            problem = problem or f"{os.uname().nodename}: who looked after the ranks failed; the log says why"
     except EgobenchError as error:
         farewell = Farewell(
             last=Sighting(pulses={}, usages={}, deaths={}), reports=(), exit_codes={}, oom_kills=0,

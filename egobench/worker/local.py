@@ -42,6 +42,8 @@ class LocalRanks:
         self._paths, self._shares_files = paths, shares_files
         self._before = descendants()
         self._handles: dict[int, int] = {}
+        self._polled: dict[int, int] = {}
+        """Rank -> pid, where the kernel gives no handle."""
         self._next_sync_s = time.monotonic() + SYNC_EVERY_S
 
     def wait(self, over: threading.Event, limit_s: float) -> None:
@@ -76,16 +78,21 @@ class LocalRanks:
     def _note_deaths(self) -> None:
         for rank, handle in self._handles.items():
             # A pid file descriptor becomes readable when its process ends. Source: pidfd_open(2).
-            if rank not in self.deaths and select.select([handle], [], [], 0)[0]:
+            if rank not in self.deaths and _is_readable(handle):
+                self.deaths[rank] = time.time()
+        for rank, pid in self._polled.items():
+            if rank not in self.deaths and _is_gone(pid):
                 self.deaths[rank] = time.time()
 
     def _hold(self, rank: int, pid: int) -> None:
-        if rank in self._handles or rank in self.deaths:
+        if rank in self._handles or rank in self._polled or rank in self.deaths:
             return
         try:
             self._handles[rank] = os.pidfd_open(pid)
         except ProcessLookupError:
             self.deaths[rank] = time.time()
+        except OSError:  # ENOSYS before Linux 5.3 and in some sandboxes, EMFILE: /proc tells too, only later
+            self._polled[rank] = pid
 
     def _send_pulses(self) -> None:
         # A page that a rank has mapped stays on this node until somebody asks for it to be written.
@@ -136,6 +143,21 @@ class LocalRanks:
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    usage = read_usage(pid)
+    return usage is not None and usage.state in "ZX"
+
+
+def _is_readable(handle: int) -> bool:
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _waits_in_framework(paths: TrialPaths, rank: int) -> bool:

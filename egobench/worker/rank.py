@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from egobench.errors import EXIT_BUG, EXIT_ENVIRONMENT, EnvironmentProblem
 from egobench.probes.pulse import Pulse
+from egobench.records.allocation import Claim
 from egobench.records.provenance import Binding
 from egobench.records.rank import RankReport, RankSummary
 from egobench.records.store import TrialPaths, read_document, write_document
@@ -100,7 +101,9 @@ def _outermost(paths: TrialPaths, number: int, body: str) -> int:
             raise FileNotFoundError(f"{paths.trial}: no whole trial document")
         on_gpu = trial.placement.device == "cuda"
         bound = bind(trial.placement, number)
+        ours = read_document(paths.running, Claim)
         summary = _run(trial, paths, number, pulse, body)
+        _refuse_if_taken(paths, ours)
         report = RankReport(rank=number, outcome="ok", at=time.time(), summary=summary, binding=bound)
         write_document(paths.rank_report(number), report)
     except BaseException as error:  # noqa: BLE001 - the outermost frame: whatever it is becomes a record
@@ -126,6 +129,17 @@ def _failed(
     if echo:
         time.sleep(ECHO_GRACE_S)
     return EXIT_BUG
+
+
+def _refuse_if_taken(paths: TrialPaths, ours: Claim | None) -> None:
+    """Keep our report out of a later attempt's folder, where a machine that was cut off comes back.
+
+    Raises:
+        EnvironmentProblem: another launch has claimed the trial since we began.
+    """
+    held = read_document(paths.running, Claim)
+    if ours is not None and held is not None and held != ours:
+        raise EnvironmentProblem(f"{paths.folder}: somebody else runs this trial by now")
 
 
 def _run(trial: Trial, paths: TrialPaths, number: int, pulse: Pulse, body: str) -> RankSummary:
@@ -158,7 +172,7 @@ def num_threads(placement: Placement, ranks_here: int) -> int:
 
 @contextlib.contextmanager
 def _process_group(trial: Trial, rank: Rank) -> Iterator[None]:
-    if rank.num_ranks == 1:
+    if trial.cell.axes["strategy"] == "single":
         yield
         return
     placement = trial.placement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Final
 
 from torch.distributed import DistError
@@ -94,8 +95,8 @@ class RemoteRanks:
         """End the ranks elsewhere; they are gone when their node says farewell."""
         self._leader.channel.put(f"kill/{self._launch}", "")
 
-    def await_end(self) -> None:
-        """Return when no process of the trial is left on the other nodes.
+    def await_end(self, is_watched: Callable[[], bool]) -> None:
+        """Return when no process of the trial is left on the other nodes, or when nobody looks any more.
 
         Raises:
             LostNode: a node has fallen silent; `farewells` holds what the others said.
@@ -104,6 +105,8 @@ class RemoteRanks:
             # The watch looks; we only wait.
             if self.lost is not None:
                 raise LostNode(f"{self.lost} no longer answers")
+            if not is_watched():
+                return
             time.sleep(IDLE_S)
         self._await_lines()
         self._tidy()

@@ -14,8 +14,8 @@ from egobench.errors import EnvironmentProblem
 from egobench.records.allocation import Allocation, Start
 from egobench.records.outcome import OutcomeName
 
-NEAR_END_S: Final = 240.0
-"""A warning this close to the job's end may be about its time limit: Slurm warns up to 60 s early."""
+EARLY_S: Final = 90.0
+"""Slurm warns of the time limit up to 60 s early, and does not look all the time."""
 _PATIENCE_S: Final = 20.0
 _SHORT_PATIENCE_S: Final = 5.0
 
@@ -25,7 +25,7 @@ class SlurmStep:
     """The Slurm step that this process is a task of; one task a node."""
 
     job_id: str
-    """What scontrol knows the job by; an array task has one of its own."""
+    """A number that no other job has; but to Slurm's commands the one of an array's last task means the array."""
     array_task: str | None
     """`123_4`, where it is a task of an array."""
     restarts: int
@@ -38,6 +38,11 @@ class SlurmStep:
     began_at: float | None
     """Unix time at which the job began, s, by Slurm's own clock; not every version tells."""
     ends_at: float | None
+
+    @property
+    def name(self) -> str:
+        """Return what Slurm's commands know this job by, and no other."""
+        return self.array_task or self.job_id
 
     @property
     def num_nodes(self) -> int:
@@ -113,19 +118,11 @@ def job_ends_at(step: SlurmStep, allocation: Allocation, now: float) -> float | 
     return (step.began_at or now) + allocation.time_limit_min * 60
 
 
-def requeue(job_id: str) -> str:
-    """Ask Slurm to start the job again later; return why it will not, or nothing."""
-    done = _ask("scontrol", "requeue", job_id)
-    if done is None:
-        return "scontrol cannot be run here"
-    if done.returncode == 0:
-        return ""
-    return (done.stderr or done.stdout).strip().rpartition("\n")[2] or f"scontrol exited with {done.returncode}"
-
-
-def outcome_of_warning(start: Start | None, now: float) -> OutcomeName:
+def outcome_of_warning(start: Start | None, now: float, warned_before_s: float) -> OutcomeName:
     """Return what a warned trial comes to: `timeout` near the job's end, unless Slurm says that it preempts the job."""
-    if start is None or start.job_id is None or start.ends_at is None or start.ends_at - now > NEAR_END_S:
+    if start is None or start.job_id is None or start.ends_at is None:
+        return "preempted"
+    if start.ends_at - now > warned_before_s + EARLY_S:
         return "preempted"
     # Seconds count now, and the controller may be what is in trouble.
     done = _ask("scontrol", "show", "job", "-o", start.job_id, patience_s=_SHORT_PATIENCE_S)

@@ -17,13 +17,13 @@ from egobench.records.allocation import (
     TrialRef,
     last_start,
 )
-from egobench.records.claim import VANISHED
+from egobench.records.claim import VANISHED, look_afresh
 from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome, OutcomeName
 from egobench.records.store import create_document, read_document
-from egobench.records.usage import Usage
 from egobench.worker.say import say
 from egobench.worker.slurm import SlurmStep, job_ends_at, was_preempted
+from egobench.worker.usage import spent_s
 
 _PREEMPTED: Final = "Slurm ended the allocation and started it again"
 
@@ -34,15 +34,18 @@ def begin(paths: AllocationPaths, allocation: Allocation, step: SlurmStep | None
     Raises:
         EnvironmentProblem: Slurm started a job whose allocation was given up; its trials may run elsewhere.
     """
-    if step is not None and (ended := read_document(paths.ended, Ended)) is not None:
-        raise EnvironmentProblem(f"{paths.ended}: this allocation is over ({ended.because}); nothing is run")
+    if step is not None:
+        _refuse_if_over(paths)
     now = time.time()
-    ends = [job_ends_at(step, allocation, now) if step is not None else None, budget_ends_at(paths, allocation, now)]
+    job_end = job_ends_at(step, allocation, now) if step is not None else None
     while True:
+        look_afresh(paths.starts)
         before = last_start(paths)
+        number = 0 if before is None else before + 1
+        ends = (job_end, budget_ends_at(paths, allocation, number, now))
         start = Start(
-            number=0 if before is None else before + 1,
-            job_id=step.job_id if step is not None else None,
+            number=number,
+            job_id=step.name if step is not None else None,
             restarts=step.restarts if step is not None else 0,
             nodes=step.nodes if step is not None else (socket.gethostname(),),
             pid=os.getpid(),
@@ -51,17 +54,34 @@ def begin(paths: AllocationPaths, allocation: Allocation, step: SlurmStep | None
         )
         if create_document(paths.start(start.number), start):
             break
-    paths.ended.unlink(missing_ok=True)
+    if step is None:
+        paths.ended.unlink(missing_ok=True)
+    else:
+        # Who settled the job between our look and our start did not see the start; who comes now sees it.
+        _refuse_if_over(paths)
     return start
 
 
-def budget_ends_at(paths: AllocationPaths, allocation: Allocation, now: float) -> float | None:
-    """Return when the allocation's GPU-hours will be used up, Unix time; None where it has no budget."""
+def _refuse_if_over(paths: AllocationPaths) -> None:
+    look_afresh(paths.folder, touch=True)
+    if paths.ended.exists():
+        ended = read_document(paths.ended, Ended)
+        why = f" ({ended.because})" if ended is not None and ended.because else ""
+        raise EnvironmentProblem(f"{paths.ended}: this allocation is over{why}; nothing is run")
+
+
+def budget_ends_at(paths: AllocationPaths, allocation: Allocation, number: int, now: float) -> float | None:
+    """Return when the allocation's GPU-hours will be used up, Unix time; None where it has no budget.
+
+    Args:
+        paths: The allocation.
+        allocation: The same.
+        number: The start that asks; those before it count as used.
+        now: Unix time at which it began, s.
+    """
     if allocation.gpu_hours_at_most is None:
         return None
-    usage = read_document(paths.usage, Usage)
-    used_s = sum(span.total_s for span in usage.spans) if usage is not None else 0.0
-    return now + allocation.gpu_hours_at_most * 3600 / allocation.num_gpus - used_s
+    return now + allocation.gpu_hours_at_most * 3600 / allocation.num_gpus - spent_s(paths, number)
 
 
 def settle_leftovers(paths: AllocationPaths, allocation: Allocation, start: Start) -> list[tuple[int, Outcome]]:

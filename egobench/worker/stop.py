@@ -9,13 +9,14 @@ from types import FrameType
 from typing import Literal
 
 from egobench.records.allocation import AllocationPaths, CancelRequest, Start, last_start
+from egobench.records.claim import look_afresh
 from egobench.records.outcome import OutcomeName
 from egobench.records.store import read_document
 from egobench.worker.slurm import outcome_of_warning
 
 
 class Superseded(Exception):
-    """A later start of the same allocation exists: this one must not write anything any more."""
+    """A later start exists, or somebody gave the allocation up: we must not write anything any more."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,22 @@ class Halt:
 class Stop:
     """Listens for every reason to end."""
 
-    def __init__(self, paths: AllocationPaths | None = None, start: Start | None = None, slurm: bool = False) -> None:
+    def __init__(
+        self,
+        paths: AllocationPaths | None = None,
+        start: Start | None = None,
+        slurm: bool = False,
+        warned_before_s: float = 90.0,
+    ) -> None:
         """Prepare to listen.
 
         Args:
             paths: The allocation; None: a trial run by hand.
             start: Our own start of it; a later one ends us.
             slurm: A signal to end comes from Slurm and says nothing about its cause.
+            warned_before_s: How long before its time limit Slurm warns the allocation.
         """
-        self._paths, self._start, self._slurm = paths, start, slurm
+        self._paths, self._start, self._slurm, self._warned_before_s = paths, start, slurm, warned_before_s
         self._signal: str | None = None
         self._warning: Halt | None = None
         self.is_warned = False
@@ -74,10 +82,10 @@ class Stop:
 
     def everything(self) -> Halt | None:
         """Return why no further trial is to start."""
-        if self.is_superseded():
-            return Halt("superseded", "a later start of this allocation runs", None)
+        if why := self._why_superseded():
+            return Halt("superseded", why, None)
         request = self._request()
-        if request is not None and request.cell_id is None:
+        if request is not None and request.everything:
             return Halt("cancel", f"cancelled by {request.by}")
         if self._signal is not None:
             why = f"{self._signal} to the allocation"
@@ -96,18 +104,28 @@ class Stop:
     def cell(self, cell_id: str) -> Halt | None:
         """Return why trials of this cell are to be left out."""
         request = self._request()
-        found = request is not None and request.cell_id == cell_id
-        return Halt("cancel", f"cancelled by {request.by}") if request is not None and found else None
+        if request is None or not request.leaves_out(cell_id):
+            return None
+        return Halt("cancel", f"cancelled by {request.by}")
 
     def is_superseded(self) -> bool:
-        """Return whether a later start of the allocation exists."""
+        """Return whether the allocation is not ours any more."""
+        return bool(self._why_superseded())
+
+    def _why_superseded(self) -> str:
         if self._paths is None or self._start is None:
-            return False
-        return (last_start(self._paths) or 0) > self._start.number
+            return ""
+        look_afresh(self._paths.starts, self._paths.folder)
+        if (last_start(self._paths) or 0) > self._start.number:
+            return "a later start of this allocation runs"
+        # Only when all is done we write it ourselves; until then it is the word of whoever settled our job.
+        if self._slurm and self._paths.ended.exists():
+            return "this allocation was given up; its trials may run elsewhere"
+        return ""
 
     def _read_warning(self) -> Halt:
         start = self._start
-        outcome = outcome_of_warning(start, time.time())
+        outcome = outcome_of_warning(start, time.time(), self._warned_before_s)
         why = "its time limit is near" if outcome == "timeout" else "it is preempted"
         return Halt("warning", f"Slurm warned the allocation: {why}", outcome)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import signal
 import socket
 import threading
 import time
@@ -29,6 +30,8 @@ JOIN_WITHIN_S: Final = 300.0
 BEAT_EVERY_S: Final = 0.5
 LOST_AFTER_S: Final = 10.0
 """Silence of another node's beating thread, which does nothing else, and never touches a file."""
+LOOK_COUNTS_S: Final = 2.0
+"""Silence counts for so long at most between two looks: who was suspended himself heard nobody."""
 IDLE_S: Final = 0.01
 _CALL_LIMIT: Final = datetime.timedelta(seconds=20)
 _HELLO_WITHIN_S: Final = 2.0
@@ -93,6 +96,8 @@ class Leader:
         self.offsets: dict[int, float] = {}
         """Node -> how far its clock is ahead of ours, s."""
         self._beats: dict[int, tuple[int, float]] = {}
+        """Node -> its last beat, and how long ago that was, s."""
+        self._looked_s = time.monotonic()
         self._launches = 0
 
     @property
@@ -121,12 +126,14 @@ class Leader:
     def lost(self) -> str | None:
         """Return the name of a node that has fallen silent."""
         now_s = time.monotonic()
+        passed_s = min(now_s - self._looked_s, LOOK_COUNTS_S)
+        self._looked_s = now_s
         for node in self.others:
             beat = self.channel.count(f"beat/{node}", 0)
-            last, since_s = self._beats.get(node, (-1, now_s))
-            if beat != last:
-                self._beats[node] = (beat, now_s)
-            elif now_s - since_s > LOST_AFTER_S:
+            last, silent_s = self._beats.get(node, (-1, 0.0))
+            silent_s = silent_s + passed_s if beat == last else 0.0
+            self._beats[node] = (beat, silent_s)
+            if silent_s > LOST_AFTER_S:
                 return self._step.nodes[node]
         return None
 
@@ -210,6 +217,9 @@ class Follower:
                 if self.channel.has("dismissed"):
                     self._over.set()
                     self._beating.join()  # before the store is gone
+                    # Where the first node leaves with a code, srun ends all others: we are to leave well all the same.
+                    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                        signal.signal(sign, signal.SIG_IGN)
                     self.channel.put(f"bye/{self.node}", "")
                     return None
                 time.sleep(IDLE_S)

@@ -12,7 +12,7 @@ from typing import Final
 
 from egobench.errors import EnvironmentProblem
 from egobench.records.allocation import Claim, Interruption
-from egobench.records.claim import claim
+from egobench.records.claim import claim, is_held_by
 from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome
 from egobench.records.rank import RankReport
@@ -60,7 +60,7 @@ def run_trial(
         EnvironmentProblem: the machine failed, or there is no trial here; there is no outcome then.
         LostNode: a node fell silent; the outcome says so.
         Interrupted: the allocation was told to end; `interrupted.json` says so, there is no outcome.
-        Superseded: a later start of the allocation exists; nothing was written.
+        Superseded: a later start of the allocation exists, or the trial is somebody else's by now; nothing was written.
     """
     paths = TrialPaths(folder)
     trial = read_document(paths.trial, Trial)
@@ -121,13 +121,15 @@ class _Launch:
             if self._remote is not None:
                 if exits.exit_codes or exits.interrupted:
                     self._remote.kill()
-                self._remote.await_end()
+                self._remote.await_end(watch.is_alive)
         except BaseException:
             if self._remote is not None and self._remote.lost is None:
                 self._remote.kill()
             raise
         finally:
             watch.finish()
+        if watch.has_failed:
+            raise EnvironmentProblem(f"{self._paths.folder}: the watch over its ranks failed; the log says why")
         return exits, watch
 
     def _ask(self) -> Halt | None:
@@ -184,6 +186,8 @@ class _Launch:
         halt = self._stop()
         if halt is not None and halt.kind == "superseded":
             raise Superseded(halt.why)
+        if not is_held_by(self._paths, self._owner.allocation, self._owner.start, self._attempt):
+            raise Superseded(f"{self._paths.folder}: somebody else runs this trial by now")
 
     def _note_lost(self, because: str) -> None:
         held = read_document(self._paths.running, Claim)

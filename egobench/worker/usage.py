@@ -15,7 +15,7 @@ from egobench.records.usage import Span, Usage
 
 
 class Meter:
-    """Adds up one start of an allocation; written after each trial and at the end."""
+    """Adds up one start of an allocation; written before and after each trial and at the end."""
 
     def __init__(self, paths: AllocationPaths, allocation: Allocation, start: Start) -> None:
         self._paths, self._num_gpus, self._start = paths, allocation.num_gpus, start
@@ -43,11 +43,15 @@ class Meter:
         sums = {"lost_s": span.lost_s + lost_s, "idle_s": span.idle_s - counted_s, "num_trials": span.num_trials + 1}
         self._earlier[number] = span.model_copy(update=sums)
 
-    def write(self) -> None:
-        """Write the document as things stand now."""
+    def write(self, whole: bool = False) -> None:
+        """Write the document as things stand now.
+
+        Args:
+            whole: Nothing follows.
+        """
         spent_s = time.time() - self._began_at
         idle_s = max(0.0, spent_s - (self._span.total_s - self._span.idle_s))
-        self._span = self._span.model_copy(update={"idle_s": idle_s})
+        self._span = self._span.model_copy(update={"idle_s": idle_s, "whole": whole})
         spans = tuple(span for number, span in sorted(self._earlier.items()) if number != self._span.start)
         write_document(self._paths.usage, Usage(num_gpus=self._num_gpus, spans=(*spans, self._span)))
 
@@ -55,6 +59,28 @@ class Meter:
         names = ("measured_s", "warmup_s", "evaluation_s", "startup_s", "lost_s", "num_trials")
         sums = {name: getattr(self._span, name) + getattr(more, name) for name in names}
         self._span = self._span.model_copy(update=sums)
+
+
+def spent_s(paths: AllocationPaths, before: int) -> float:
+    """Return how long the starts before this one took, s: never less, though nobody saw some of them end.
+
+    One that was killed counts until the next began, or until it had to end.
+    """
+    usage = read_document(paths.usage, Usage)
+    spans = {span.start: span for span in (usage.spans if usage is not None else ())}
+    starts = [read_document(paths.start(number), Start) for number in range(before + 1)]
+    total_s = 0.0
+    for number, start in enumerate(starts[:before]):
+        span = spans.get(number)
+        booked_s = span.total_s if span is not None else 0.0
+        if start is not None and (span is None or not span.whole):
+            until = [later.at for later in starts[number + 1 :] if later is not None][:1] or [time.time()]
+            if start.ends_at is not None:
+                until.append(start.ends_at)
+            began_at = span.began_at if span is not None else start.at
+            booked_s = max(booked_s, min(until) - began_at)
+        total_s += booked_s
+    return total_s
 
 
 def share_out(outcome: Outcome, paths: TrialPaths, span: Span) -> Span:
@@ -79,4 +105,4 @@ def share_out(outcome: Outcome, paths: TrialPaths, span: Span) -> Span:
     for name, seconds in wanted.items():
         found[name] = max(0.0, min(seconds, left_s))
         left_s -= found[name]
-    return Span(start=span.start, began_at=span.began_at, num_trials=1, **found)
+    return Span(start=span.start, began_at=span.began_at, num_trials=1).model_copy(update=found)

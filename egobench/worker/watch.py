@@ -13,6 +13,7 @@ from egobench.probes.pulse import PulseReading
 from egobench.records.outcome import OutcomeName, Phase
 from egobench.records.trial import Trial
 from egobench.worker.local import LocalRanks
+from egobench.worker.pause import PauseMeter
 from egobench.worker.process import Usage
 from egobench.worker.remote import RemoteRanks
 from egobench.worker.stop import Halt
@@ -57,6 +58,9 @@ class Watch(threading.Thread):
         self.verdict: Verdict | None = None
         self.halt: Halt | None = None
         """Why the trial was ended from outside."""
+        self.has_failed = False
+        """It was no use; the ranks were ended because nobody looked after them."""
+        self._pauses = PauseMeter()
         self._trial, self._local, self._why_end, self._remote = trial, local, stop, remote
         self._over = threading.Event()
         self._started_s = time.monotonic()
@@ -75,18 +79,31 @@ class Watch(threading.Thread):
         self._over.set()
         self.join()
         self._local.close()
+        if not self._is_decided():
+            self._see_pause()  # a trial may have ended in the moment after it
 
     def run(self) -> None:
-        """Look until the trial is over."""
-        while not self._over.is_set():
-            self._local.wait(self._over, LOOK_EVERY_S)
-            self._local.look()
-            if self._remote is not None:
-                self._remote.look()
-            self._look(time.monotonic())
+        """Look until the trial is over; whatever happens here, the trial does not go on without us."""
+        self._pauses.start()
+        try:
+            while not self._over.is_set():
+                self._local.wait(self._over, LOOK_EVERY_S)
+                self._local.look()
+                if self._remote is not None:
+                    self._remote.look()
+                self._look(time.monotonic())
+        except BaseException:
+            self.has_failed = True
+            self._kill()
+            raise
+        finally:
+            self._pauses.stop()
 
     def _look(self, now_s: float) -> None:
         if self._is_decided():
+            return
+        if self._see_pause():
+            self._kill()
             return
         if self._remote is not None and (self._remote.has_ended_badly() or self._remote.lost is not None):
             self._kill()  # what happened there came first; the ranks here would wait for it in vain
@@ -100,6 +117,17 @@ class Watch(threading.Thread):
             with contextlib.suppress(OSError):  # a shared file system that is in trouble for a moment
                 self._look_at_files(now_s)
         self._judge(now_s)
+
+    def _see_pause(self) -> bool:
+        """Return whether nothing ran here for a while; the pause would pass for a slow step, or for a hang."""
+        pause = self._pauses.found()
+        if pause is None:
+            return False
+        length_s, began_at = pause
+        why = f"the job was suspended for {length_s:.0f} s"
+        # What the ranks say of it afterwards is its doing too.
+        self.verdict = Verdict("preempted", began_at, why, interrupted=True)
+        return True
 
     def _is_decided(self) -> bool:
         return self.verdict is not None or self.halt is not None or self._local.killed_at is not None

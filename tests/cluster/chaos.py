@@ -19,29 +19,32 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 from tests.cluster.check import check
-from tests.cluster.faults import EVERYWHERE, REAL, SKEWS_S
+from tests.cluster.faults import EVERYWHERE
 from tests.cluster.ground import EXIT_OUR_BUG, Attempt, Fire, Ground
 from tests.cluster.lab import Cluster, missing_programs
+from tests.cluster.lab_faults import REAL, SKEWS_S
+from tests.cluster.sites import ROOT
 from tests.cluster.standin.control import StandIn
 from tests.cluster.standin_faults import STANDIN
-from tests.cluster.table import Result, Row, machine, render, write_into
+from tests.cluster.table import Result, Row, machine, merge, render, write_into
 
 Where = Literal["real", "standin"]
 Lab = TypeVar("Lab", Cluster, StandIn)
 Inject = Callable[[Fire], list[Attempt] | None]
 FAULTS_A_ROUND: Final = 26
 GAP_S: Final[dict[Where, float]] = {"real": 4.0, "standin": 2.5}
-TRIALS: Final = 8
+TRIALS: Final = 7
 STEPS: Final = 150
 PATIENCE_S: Final = 5.0
 """A fault waits so long for a moment in which a trial runs."""
 FOLDER_MIB: Final = 512
-FINISH_WITHIN_S: Final = 200.0
+FINISH_WITHIN_S: Final = 300.0
 SITE: Final[dict[str, Any]] = {
     "gpus_per_node": 2, "memory_gib_per_node": 8, "pack_min": 1, "expected_trial_min": 0.1, "quiet_limit_s": 8,
     "trial_time_limit_s": 60, "stall_limit_s": 60, "time_limit_min": 5,
@@ -57,6 +60,10 @@ class Round:
     seed: int
     faults: int
     """To inject at most; fewer if the sweep is done before."""
+    trials: int = TRIALS
+    """Of each of its six cells."""
+    gap_s: float = 4.0
+    """Between two faults, on average."""
 
     @property
     def partition(self) -> str:
@@ -95,7 +102,7 @@ def play(plan: Round, result: Result, keep: Path | None, until: float) -> int:
         try:
             ground = Ground(folder, lab.env, max_attempts=plan.max_attempts)
             site = SITE | {"partition": plan.partition}
-            ground.prepare(trials=TRIALS, steps=STEPS, gpus=(1, 2, 4), site=site)
+            ground.prepare(trials=plan.trials, steps=STEPS, gpus=(1, 2, 4), site=site)
             return _play(plan, ground, lab, result, until)
         finally:
             if keep is not None:
@@ -119,7 +126,7 @@ def _play(plan: Round, ground: Ground, lab: Cluster | StandIn, result: Result, u
             hits += (new := _inject_first(waiting, deck, fire))
             for name, hit in new:
                 say(f"{plan.where} {plan.number}: {len(hits)}/{plan.faults} {name} ({len(hit)} run)")
-                due = time.monotonic() + chance.expovariate(1 / GAP_S[plan.where])
+                due = time.monotonic() + chance.expovariate(1 / plan.gap_s)
         time.sleep(0.1)
     fire.tick(everything=True)
     _conclude(plan, ground, lab, hits, result)
@@ -206,7 +213,7 @@ def _leftovers(ground: Ground) -> list[str]:
     deadline = time.monotonic() + 15
     while (left := ground.leftovers()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [f"{len(left)} processes of the sweep still run"] if left else []
+    return [f"{len(left)} processes of the sweep still run: {', '.join(sorted(left.values()))}"] if left else []
 
 
 def say(text: str) -> None:
@@ -227,15 +234,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=220, help="how many to inject (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=60, help="inject none later than this")
     parser.add_argument("--where", choices=["real", "standin", "both"], default="both")
-    parser.add_argument("--page", type=Path, help="write the table into this page")
-    parser.add_argument("--keep", type=Path, help="copy each round's folder here")
+    parser.add_argument("--page", type=lambda text: Path(text).resolve(), help="write the table into this page")
+    parser.add_argument("--keep", type=lambda text: Path(text).resolve(), help="copy each round's folder here")
+    parser.add_argument("--copy", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.where != "standin" and (because := missing_programs()):
         parser.exit(5, f"{because}\n")
-    words = sys.argv[1:] if arguments is None else arguments
-    result = run_campaign(
-        given.where, given.faults, given.seed, given.minutes, " ".join(["make chaos", *words]), given.keep
-    )
+    if given.copy is None:
+        return _play_in_copy(given)
+    command = f"python -m tests.cluster.chaos --seed {given.seed} --faults {given.faults} --where {given.where}"
+    result = run_campaign(given.where, given.faults, given.seed, given.minutes, command, given.keep)
     text = render(result, f"Python {sys.version.split()[0]}, {slurm_version()}")
     print(text)
     if given.page is not None:
@@ -243,18 +251,39 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if result.violations else 0
 
 
-def run_campaign(
-    where: str, faults: int, seed: int, minutes: float = 60, command: str = "", keep: Path | None = None
-) -> Result:
-    """Play all rounds."""
-    result, began = Result(seed, command), time.monotonic()
+def _play_in_copy(given: argparse.Namespace) -> int:
+    """Run the campaign from a copy of the code, so that nobody's edits get into it."""
+    with tempfile.TemporaryDirectory(prefix="chaos-code-") as copy:
+        for name in ("egobench", "tests", "slurm_templates"):
+            shutil.copytree(ROOT / name, Path(copy) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        words = [f"--{name}={value}" for name, value in vars(given).items() if value is not None]
+        return subprocess.run(
+            [sys.executable, "-m", "tests.cluster.chaos", *words, f"--copy={copy}"], cwd=copy, check=False
+        ).returncode
+
+
+def run_slice(faults: int, seed: int) -> Result:
+    """Play one short round on the real Slurm."""
+    result = Result(seed, "")
+    play(Round("real", 0, seed, faults, trials=3, gap_s=2.0), result, None, time.monotonic() + 60)
+    return result
+
+
+def run_campaign(where: str, faults: int, seed: int, minutes: float, command: str, keep: Path | None) -> Result:
+    """Play all rounds, those of the two places side by side."""
+    began = time.monotonic()
     say(f"{faults} faults, seed {seed}, on {machine()}")
-    until = began + 60 * minutes
-    for place, share in shares(where, faults).items():
-        number = 0
-        while share > 0 and time.monotonic() < until:
-            share -= play(Round(place, number, seed, min(share, FAULTS_A_ROUND)), result, keep, until)
+
+    def play_all(place: Where, share: int) -> Result:
+        result, number = Result(seed, command), 0
+        while share > 0 and time.monotonic() < began + 60 * minutes:
+            plan = Round(place, number, seed, min(share, FAULTS_A_ROUND), gap_s=GAP_S[place])
+            share -= play(plan, result, keep, began + 60 * minutes)
             number += 1
+        return result
+
+    with ThreadPoolExecutor() as pool:
+        result = merge(list(pool.map(play_all, *zip(*shares(where, faults).items(), strict=True))))
     result.took_s = time.monotonic() - began
     return result
 

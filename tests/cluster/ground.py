@@ -22,7 +22,6 @@ from typing import Any, Final
 from tests.cluster.sites import ROOT, SlurmSites
 
 SHIM: Final = Path(__file__).with_name("shim")
-FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 EXIT_OK, EXIT_OUR_BUG, EXIT_TRIALS_FAILED = 0, 1, 3
 AGAIN_AFTER_S: Final = 1.0
 Attempt = tuple[str, int, int]
@@ -63,8 +62,7 @@ class Ground:
             "#!/bin/sh\n"
             f'export PYTHONPATH="$PYTHONPATH:{SHIM}:{ROOT}" CHAOS_SLOW={self.slow_mark}\n'
             f"skew={self.folder}/skew.$SLURMD_NODENAME\n"
-            f'if [ -e "$skew" ]; then export LD_PRELOAD={FAKETIME} FAKETIME="$(cat "$skew")"; fi\n'
-            "export FAKETIME_DONT_FAKE_MONOTONIC=1\n"
+            'if [ -e "$skew" ]; then export CHAOS_SKEW_S="$(cat "$skew")"; fi\n'
             'case " $* " in *" egobench.worker "*) set -- "$@" --body tests.worker.standin:run ;; esac\n'
             f'exec {sys.executable} "$@"\n'
         )
@@ -190,14 +188,11 @@ class Ground:
                     found.append(pid)
         return found
 
-    def leftovers(self) -> list[int]:
-        """Return every process that still has to do with the sweep."""
+    def leftovers(self) -> dict[int, str]:
+        """Return pid -> name of every process that still has to do with the sweep."""
         mark = str(self.sweep)
-        here = os.getpid()
-        return [pid for pid in pids() if pid != here and mark in _command_line(pid)] + self.ranks()
-
-    def cells(self) -> list[str]:
-        return sorted({folder.parent.name for folder in self.trial_folders()})
+        found = [pid for pid in pids() if pid != os.getpid() and mark in _command_line(pid)]
+        return {pid: _command_line(pid).partition(" ")[0] for pid in (*found, *self.ranks())}
 
 
 def pids() -> list[int]:

@@ -33,13 +33,27 @@ class Result:
     outcomes: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
     num_rounds: int = 0
-    num_checked_ok: int = 0
     took_s: float = 0.0
     violations: list[str] = field(default_factory=list)
 
     @property
     def num_faults(self) -> int:
         return sum(row.injected for row in self.rows.values())
+
+
+def merge(results: list[Result]) -> Result:
+    """Return what several places showed as one result."""
+    merged = Result(results[0].seed, results[0].command)
+    for result in results:
+        for kind, row in result.rows.items():
+            into = merged.rows.setdefault(kind, Row(row.where))
+            into.injected += row.injected
+            into.led_to += row.led_to
+        merged.outcomes += result.outcomes
+        merged.attempts += result.attempts
+        merged.num_rounds += result.num_rounds
+        merged.violations += result.violations
+    return merged
 
 
 def render(result: Result, version: str) -> str:

@@ -107,6 +107,13 @@ def test_a_healthy_cluster(tmp_path: Path, scripted: dict[str, str]) -> None:
         ({"max_array_size": 1001}, {}, "MaxArraySize", "failed", "1001, the site needs 1002"),
         ({"signal_before_end_s": 7200}, {}, "warning", "failed", "warned 7200 s before its end, and lasts 120 min"),
         ({"requeue": False}, {}, "preemption", "warning", "PreemptMode REQUEUE"),
+        (
+            {},
+            {"scontrol -o show partition": "PartitionName=main State=UP TotalNodes=3 PreemptMode=SUSPEND,GANG"},
+            "preemption",
+            "warning",
+            "PreemptMode SUSPEND,GANG",
+        ),
         ({}, {"scontrol ping": "Slurmctld(primary) at c1 is DOWN"}, "controller", "failed", "c1 is DOWN"),
         (
             {},

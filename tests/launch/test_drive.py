@@ -14,7 +14,7 @@ from egobench.launch.drive import Driver
 from egobench.launch.follow import Follower
 from egobench.launch.packing import Packing, QueueFull
 from egobench.launch.reap import Reaper
-from egobench.launch.sweep import Todo, Wish, lock_sweep
+from egobench.launch.sweep import Todo, Wish
 from egobench.launch.watch.files import read_allocation
 from egobench.launch.watch.progress import PlainProgress
 from egobench.launch.watch.reader import SweepReader
@@ -91,7 +91,7 @@ def make(tmp_path: Path, run: Run = all_ok, *, trials: int = 1, wish: Wish = Wis
     todo = Todo(sweep, paths, refs, Retry(max_attempts=wish.max_attempts))
     observer = PlainProgress()
     follower = Follower(SweepReader(paths.folder, cluster.ask), refs, todo.retry, observer)
-    return Driver(todo, wish, cluster, follower, observer, lock_sweep(paths))
+    return Driver(todo, wish, cluster, follower, observer)
 
 
 def cluster_of(driver: Driver) -> Scripted:

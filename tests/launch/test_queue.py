@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from egobench.launch.queue.poll import Answer, ask, pause_s, run_command, state_of
+from egobench.launch.queue.states import SILENCE_S
 from egobench.records.allocation import Job
 from egobench.records.queue import JobState, QueueView
 from egobench.records.store import SweepPaths, read_document, write_document
@@ -228,6 +229,32 @@ def test_one_id_that_is_unknown_is_an_answer(tmp_path: Path) -> None:
 def test_jobs_of_others_that_the_cluster_hides_are_not_taken_for_gone(tmp_path: Path) -> None:
     views = watch(tmp_path, Script("", HEADER), 200, [job("7_0", by="somebody-else")])
     assert {view.jobs["7_0"].activity for view in views} == {"unknown"}
+
+
+def test_a_job_of_somebody_else_is_over_when_accounting_says_so(tmp_path: Path) -> None:
+    """squeue may hide it, or have forgotten it; only a record tells."""
+    clock, theirs = Clock(EPOCH + 60), [job("7_0", by="somebody-else")]
+    slurm = Script("", HEADER + recorded("RUNNING"))
+    views = watch(tmp_path, slurm, SILENCE_S + 100, theirs, clock)
+    assert views[-1].jobs["7_0"].activity == "active" and slurm.calls.count("sacct") > 10
+    slurm.sacct = Answer(HEADER + recorded("PREEMPTED"))
+    assert watch(tmp_path, slurm, 30, theirs, clock)[-1].jobs["7_0"].activity == "unknown"
+    slurm.sacct = Answer(HEADER + recorded("PREEMPTED") + recorded("PENDING"))
+    assert watch(tmp_path, slurm, 300, theirs, clock)[-1].jobs["7_0"].activity == "waiting"
+    slurm.sacct = Answer(HEADER + recorded("PREEMPTED") + recorded("COMPLETED"))
+    found = watch(tmp_path, slurm, 30, theirs, clock)[-1].jobs["7_0"]
+    assert (found.state, found.activity) == ("COMPLETED", "over")
+
+
+def test_a_job_of_somebody_else_of_which_nobody_speaks_is_given_up(tmp_path: Path) -> None:
+    clock, theirs = Clock(EPOCH + 60), [job("7_0", by="somebody-else")]
+    slurm = Script(listed("RUNNING"))
+    slurm.sacct = Answer(problem="Slurm accounting storage is disabled")
+    watch(tmp_path, slurm, 10, theirs, clock)
+    slurm.squeue = Answer("")
+    views = watch(tmp_path, slurm, SILENCE_S + 60, theirs, clock)
+    assert views[int(SILENCE_S) - 60].jobs["7_0"].activity == "unknown"
+    assert (views[-1].jobs["7_0"].state, views[-1].jobs["7_0"].activity) == ("", "over")
 
 
 # ---------------------------------------------------------------- politeness

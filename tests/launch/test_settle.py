@@ -187,6 +187,22 @@ def test_the_workers_word_that_its_machine_failed_is_not_held_against_the_trial(
     assert found is not None and (found.outcome, found.interrupted) == ("node_fail", True)
 
 
+def test_trials_that_were_handed_back_are_no_crash(tmp_path: Path) -> None:
+    left = Left(tmp_path, starts=0)
+    assert left.settle(job_state("FAILED", exit_code=75)) == []
+    ended = left.ended()
+    assert ended is not None and (ended.exit_code, ended.state) == (75, "FAILED")
+    assert "handed its trials back" in ended.because
+    assert find_end(job_state("FAILED", exit_code=75))[0] == "node_fail"  # of a claim that it left all the same
+
+
+def test_a_start_of_another_job_is_not_concluded(tmp_path: Path) -> None:
+    left = Left(tmp_path)
+    assert left.settle(job_state(job_id="8_0")) == [] and left.read() is None
+    ended = left.ended()
+    assert ended is not None and "start 0 is of job 7_0" in ended.because
+
+
 @pytest.mark.parametrize(("is_marked", "outcome"), [(True, "preempted"), (False, "node_fail")])
 def test_a_last_run_that_never_began_says_nothing_about_the_trial(
     tmp_path: Path, is_marked: bool, outcome: str

@@ -12,12 +12,13 @@ import pytest
 
 from egobench.errors import EnvironmentProblem
 from egobench.launch.launchers import Orders
+from egobench.launch.orphans import find_by_name
 from egobench.launch.packing import ArrayDraft, Draft, Packing, QueueFull
-from egobench.launch.slurm import SlurmFleet, submit_one
+from egobench.launch.slurm import ControllerAway, SlurmFleet, submit_one
 from egobench.launch.sweep import Todo, Wish, look_up, write_plan
-from egobench.records.allocation import Allocation, AllocationPaths, Ended, Job
+from egobench.records.allocation import Allocation, AllocationPaths, Ended, Job, Start
 from egobench.records.outcome import Outcome
-from egobench.records.store import read_document
+from egobench.records.store import read_document, write_document
 from tests.cluster.lab import Cluster
 from tests.cluster.sites import SlurmSites
 
@@ -121,6 +122,34 @@ def test_a_submission_that_never_reached_slurm_is_ended(cluster: Cluster, slurm_
 
 
 @pytest.mark.slurm
+def test_the_task_that_asks_for_it_is_started_again_and_no_other(cluster: Cluster, slurm_sites: SlurmSites) -> None:
+    """The last task of an array has the array's own number as its id. Its second node is busy when the first leaves."""
+    said = slurm_sites.folder / "said"
+    worker = slurm_sites.folder / "worker"
+    worker.write_text(
+        "#!/bin/sh\n"
+        "for allocation; do :; done\n"
+        f"echo x >> {said}.$SLURM_ARRAY_TASK_ID.$SLURM_NODEID\n"
+        '[ "$SLURM_ARRAY_TASK_ID" = 0 ] && exec sleep 5\n'
+        '[ "${SLURM_RESTART_COUNT:-0}" = 1 ] && exit 0\n'
+        '[ "$SLURM_NODEID" = 0 ] && sleep 1 && touch "${allocation%/*}/again" && exit 75\nexec sleep 60\n'
+    )
+    worker.chmod(0o755)
+    todo = todo_on(slurm_sites, python=str(worker))
+    paths = fleet_on(todo).start(Packing((array(todo, num_nodes=2, gpus=1),)), 1)
+    job = read_document(paths[0].job, Job)
+    assert job is not None
+    deadline = time.monotonic() + 45
+    while set(slurm("squeue", "-h", "-r", f"--job={job.array_id}", "--states=all", "--format=%T").split()) != {
+        "COMPLETED"
+    }:
+        assert time.monotonic() < deadline, slurm("squeue", "-r", "--states=all") + Path(job.log).read_text()
+        time.sleep(0.3)
+    runs = {path.suffixes[-2] + path.suffixes[-1]: len(path.read_text().split()) for path in said.parent.glob("said.*")}
+    assert runs == {".0.0": 1, ".0.1": 1, ".1.0": 2, ".1.1": 2}
+
+
+@pytest.mark.slurm
 def test_one_job_of_its_own(cluster: Cluster, slurm_sites: SlurmSites) -> None:
     todo = todo_on(slurm_sites, standin=False)
     said = slurm_sites.folder / "said"
@@ -130,6 +159,7 @@ def test_one_job_of_its_own(cluster: Cluster, slurm_sites: SlurmSites) -> None:
     while slurm("squeue", "-h", f"--job={job_id}", "--states=all", "--format=%T").strip() != "COMPLETED":
         assert time.monotonic() < deadline, slurm("squeue")
         time.sleep(0.2)
+    assert (slurm_sites.folder / "slurm" / f"{job_id}_log.out").exists()  # where the doctor looks
     assert sorted(path.name for path in slurm_sites.folder.glob("said*")) == ["saidn1", "saidn2"]
     assert (slurm_sites.folder / "saidn1").read_text() == "$HOME"
 
@@ -159,7 +189,9 @@ def test_a_full_queue_stops_submitting(slurm_sites: SlurmSites, tmp_path: Path, 
         fleet_on(todo).start(Packing(arrays), 1)
     assert len(count.read_text().split()) == 2  # no third try
     folders = sorted(path.name for path in todo.paths.allocations.iterdir())
-    assert folders == ["1", "2"]
+    assert folders == ["1"]  # nothing is left of what follows when there is room
+    names = [text for path in todo.paths.slurm.glob(".*.sh") if "egobench-small-2-" in (text := path.read_text())]
+    assert names == [] and fleet_on(todo).recover() == set()
     assert read_document(AllocationPaths(todo.paths.allocations / "1").job, Job).job_id == "7_0"  # type: ignore[union-attr]
 
 
@@ -184,6 +216,75 @@ def test_an_answer_that_got_lost(slurm_sites: SlurmSites, tmp_path: Path, monkey
     assert job is not None and job.job_id == "9_0"
     assert f"--name={job.job_name}" in (tmp_path / "asked").read_text()
     assert (tmp_path / "tried").read_text() == "x\n"  # never submitted twice
+
+
+LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+
+
+def test_nothing_is_submitted_again_while_slurm_does_not_say_what_it_has(
+    slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any
+) -> None:
+    scripted(tmp_path, monkeypatch, f'echo x >> {tmp_path}/tried; echo "{LOST}" >&2; exit 1')
+    for name in ("squeue", "sacct"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setattr("egobench.launch.slurm.PATIENCE_S", 1)
+    monkeypatch.setattr("egobench.launch.slurm.GRACE_S", 0.5)
+    todo = todo_on(slurm_sites)
+    fleet = fleet_on(todo)
+    with pytest.raises(ControllerAway, match="Socket timed out"):
+        fleet.start(Packing((array(todo),)), 1)
+    assert (tmp_path / "tried").read_text() == "x\n"
+    # It may have the job, so its trials may be under way.
+    monkeypatch.setattr("egobench.launch.orphans.GRACE_S", 0)
+    assert fleet.recover() == {1, 2}
+    assert not list(todo.paths.allocations.glob("*/ended.json"))
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 9\n")
+    assert fleet_on(todo).recover() == set()
+    jobs = [read_document(AllocationPaths(todo.paths.allocations / number).job, Job) for number in "12"]
+    assert [job.job_id for job in jobs if job] == ["9_0", "9_1"]
+
+
+def test_an_answer_of_slurm_that_comes_late_is_waited_for(
+    slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The controller is busy with the submission itself: at first its queue does not show the job."""
+    scripted(tmp_path, monkeypatch, f'echo x >> {tmp_path}/tried; echo "{LOST}" >&2; exit 1')
+    (tmp_path / "bin" / "squeue").write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && exec echo 9\ntouch {tmp_path}/asked\n"
+    )
+    todo = todo_on(slurm_sites)
+    (started,) = fleet_on(todo).start(Packing((array(todo, slice(0, 1)),)), 1)
+    assert read_document(started.job, Job).job_id == "9_0"  # type: ignore[union-attr]
+    assert (tmp_path / "tried").read_text() == "x\n"
+
+
+def test_filters_of_the_caller_do_not_hide_an_orphan(slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any) -> None:
+    scripted(tmp_path, monkeypatch, "echo Submitted batch job 5")
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/sh\n[ "$SQUEUE_PARTITION" ] || echo 5\n')
+    monkeypatch.setenv("SQUEUE_PARTITION", "elsewhere")
+    assert find_by_name("x") == "5"
+
+
+def test_an_orphan_that_began_is_tied_to_its_task(slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any) -> None:
+    scripted(tmp_path, monkeypatch, "echo Submitted batch job 7")
+    todo = todo_on(slurm_sites)
+    (paths, _) = fleet_on(todo).start(Packing((array(todo, parallel=1),)), 4)
+    job = read_document(paths.job, Job)
+    assert job is not None
+    paths.job.unlink()
+    for one in todo.paths.slurm.glob("7_submission.sh"):
+        one.rename(one.with_name(".submission_file_01.sh"))
+    write_document(paths.start(0), Start(number=0, job_id="7_0", nodes=("n1",), pid=1, at=1.0))
+    assert fleet_on(todo).recover() == set()
+    found = read_document(paths.job, Job)
+    assert found is not None and found.model_copy(update={"submitted_at": job.submitted_at}) == job
+
+
+def test_an_allocation_knows_when_it_is_warned(slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any) -> None:
+    scripted(tmp_path, monkeypatch, "echo Submitted batch job 7")
+    todo = todo_on(slurm_sites, signal_before_end_s=77)
+    (paths,) = fleet_on(todo).start(Packing((array(todo, slice(0, 1)),)), 1)
+    assert read_document(paths.allocation, Allocation).signal_before_end_s == 77  # type: ignore[union-attr]
 
 
 def test_the_callers_own_job_is_not_inherited(slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any) -> None:

@@ -154,6 +154,32 @@ def test_a_base_folder_is_mounted_once() -> None:
     assert inside.mounts == (Path("/shared/runs"),)
 
 
+def test_only_a_task_whose_worker_asks_for_it_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho scontrol "$@"; exit 1\n')
+    cases = [(rich(setup=["set -eu"], requeue=True, modules=[], scratch=None), code) for code in (0, 7, 75)]
+    cases.append((rich(requeue=False, modules=[], setup=[], scratch=None), 75))
+    for site, code in cases:
+        (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {code}\n")
+        for name in ("srun", "scontrol"):
+            (tmp_path / name).chmod(0o755)
+        told = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "130", "SLURM_ARRAY_TASK_ID": "2"}
+        done = subprocess.run(["bash", "-c", text_of(site)], env=told, capture_output=True, text=True, check=False)
+        asked = ["scontrol requeue 130_2"] if code == 75 and site.requeue else []
+        assert (done.returncode, done.stdout.splitlines()) == (code, asked), done.stderr
+
+
+def test_a_job_that_is_no_array_has_its_own_log_and_is_not_started_again() -> None:
+    place = place_of(sweep_on(rich()), PATHS, CODE)
+    script = job_script(rich(), place, name="x", python=("-V",), shape=(1, 1), time_limit_min=5)
+    text = sbatch_text(script)
+    assert f"#SBATCH --output={place.slurm}/%j_log.out\n" in text and "requeue" not in text.replace("no-requeue", "")
+    assert script.log("7", 0) == place.slurm / "7_log.out"
+
+
+def test_the_step_gets_what_the_script_exports() -> None:
+    assert " --export=ALL " in text_of(rich())  # whatever the cluster's own defaults are
+
+
 def test_what_sbatch_refuses_is_explained() -> None:
     assert "partition:" in todo_about("Batch job submission failed: Invalid partition name specified")
     assert "account:" in todo_about("Invalid account or account/partition combination specified")

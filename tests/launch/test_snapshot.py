@@ -80,6 +80,14 @@ def test_several_at_once(tmp_path: Path) -> None:
     assert [entry.name for entry in paths.code.iterdir()] == [found.pop().name]
 
 
+def test_a_disk_that_fills_up_meanwhile(tmp_path: Path) -> None:
+    source = copy_of_egobench(tmp_path / "checkout")
+    (source / "broken").symlink_to("nowhere")  # copytree fails on it as on a write: with an error of its own kind
+    with pytest.raises(EnvironmentProblem, match=r"cannot copy egobench: .*No such file"):
+        take_snapshot(SweepPaths(tmp_path / "x"), source)
+    assert list((tmp_path / "x" / "code").iterdir()) == []
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

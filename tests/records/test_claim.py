@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from egobench.records import claim as room
 from egobench.records.allocation import Claim, living_claim
 from egobench.records.claim import archive, claim
 from egobench.records.lock import take_lock
 from egobench.records.outcome import Outcome
 from egobench.records.store import TrialPaths, read_document, write_document
-from egobench.records import claim as room
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import resource
 import signal
@@ -36,6 +37,30 @@ def test_a_half_written_line_is_no_line(tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"text": "thr')
     assert read_lines(path, Note) == [Note(text="one"), Note(text="two")]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.ESTALE])
+def test_a_file_system_in_trouble_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(number, "as the kernel says it")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(EnvironmentProblem, match=r"note.json: cannot read: "):
+        read_document(tmp_path / "note.json", Note)
+
+
+def test_a_handle_that_went_stale_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_document(tmp_path / "note.json", Note(text="held"))
+    read, tried = Path.read_bytes, []
+
+    def once(path: Path) -> bytes:
+        tried.append(path)
+        if len(tried) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", once)
+    assert read_document(tmp_path / "note.json", Note) == Note(text="held")
 
 
 def _write_beyond_the_limit(path: Path, queue: multiprocessing.Queue[str]) -> None:

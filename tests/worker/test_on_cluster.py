@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from egobench.errors import EXIT_AGAIN
 from egobench.records.allocation import AllocationPaths, Interruption, Start
 from egobench.records.outcome import Outcome
 from egobench.records.store import TrialPaths, read_document
@@ -59,6 +60,9 @@ def test_warned_requeued_and_cancelled(cluster: Cluster, tmp_path: Path) -> None
     paths = make_allocation(tmp_path, [make_trial("long", steps=100_000, **TWO)], num_nodes=2, gpus_per_node=2)
     trial = TrialPaths(tmp_path / "long" / "0")
     script = f"#!/bin/sh\n{shlex.join(step(paths))}\n"
+    # What egobench's own batch script does; the job is no array.
+    code = shlex.quote(str(tmp_path / "code"))
+    script += f"echo $? > {code}; [ $(cat {code}) != {EXIT_AGAIN} ] || scontrol requeue $SLURM_JOB_ID\n"
     job = cluster.submit(
         "--nodes=2", "--gpus-per-node=2", "--mem=4000", "--requeue", "--open-mode=append", script=script
     )
@@ -68,7 +72,9 @@ def test_warned_requeued_and_cancelled(cluster: Cluster, tmp_path: Path) -> None
 
     await_it(has_steps, "no step was done", 60)
     cluster.run("scancel", "--signal=USR2", job)
+    await_it((tmp_path / "code").exists, "the step did not end", 30)
     await_it(lambda: paths.start(1).exists(), "the job was not started again", 90)
+    assert (tmp_path / "code").read_text() == f"{EXIT_AGAIN}\n"
     first = read_document(trial.attempts / "1" / "outcome.json", Outcome) or read_document(trial.outcome, Outcome)
     assert first is not None
     assert (first.outcome, first.interrupted) == ("preempted", True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from egobench.errors import EnvironmentProblem
-from egobench.records.allocation import Allocation, AllocationPaths, Start
-from egobench.records.store import write_document
+from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, Ended, Start
+from egobench.records.store import create_document, write_document
 from egobench.records.usage import Span, Usage
-from egobench.worker.slurm import NEAR_END_S, expand, job_ends_at, outcome_of_warning, read_step
+from egobench.worker.slurm import EARLY_S, expand, job_ends_at, outcome_of_warning, read_step
 from egobench.worker.start import begin, budget_ends_at
 from egobench.worker.stop import Stop
 from egobench.worker.team import PORTS, _find, ports_of
@@ -27,6 +27,8 @@ TOLD = {
 def test_read_step() -> None:
     step = read_step(TOLD)
     assert (step.job_id, step.array_task, step.restarts, step.node_rank) == ("125", "123_2", 3, 1)
+    assert step.name == "123_2"  # 123 would be all tasks of the array, for its last task too
+    assert read_step({"SLURM_JOB_ID": "7"}).name == "7"
     assert (step.nodes, step.node, step.addresses) == (("gpu07", "gpu08"), "gpu08", ("10.0.0.7", "gpu07"))
     assert not step.leads
     assert step.ends_at == 2000
@@ -64,37 +66,44 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "left_s", "outcome"),
+    ("says", "left_s", "warned_s", "outcome"),
     [
-        ("JobId=1 PreemptTime=None", 60, "timeout"),
-        ("JobId=1 PreemptTime=2026-11-21T06:00:00", 60, "preempted"),
-        ("JobId=1 PreemptTime=None", NEAR_END_S + 60, "preempted"),
-        ("", 60, "timeout"),
+        ("JobId=1 PreemptTime=None", 60, 90, "timeout"),
+        ("JobId=1 PreemptTime=2026-11-21T06:00:00", 60, 90, "preempted"),
+        ("JobId=1 PreemptTime=None", 90 + EARLY_S + 1, 90, "preempted"),
+        ("JobId=1 PreemptTime=None", 340, 300, "timeout"),  # up to a minute before signal_before_end_s
+        ("", 60, 90, "timeout"),
     ],
 )
 def test_what_a_warning_means(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, left_s: float, outcome: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, left_s: float, warned_s: float, outcome: str
 ) -> None:
     scontrol(tmp_path, monkeypatch, says)
     start = Start(number=0, job_id="1", nodes=("n",), pid=1, at=0, ends_at=1000 + left_s)
-    assert outcome_of_warning(start, 1000) == outcome
+    assert outcome_of_warning(start, 1000, warned_s) == outcome
 
 
 def test_budget_is_over_all_starts(tmp_path: Path) -> None:
     paths = AllocationPaths(tmp_path / "allocations" / "1")
     allocation = Allocation(sweep="s", trials=(), num_nodes=2, gpus_per_node=2, gpu_hours_at_most=1)
-    assert budget_ends_at(paths, allocation, 1000) == 1000 + 900
-    write_document(paths.usage, Usage(num_gpus=4, spans=(Span(start=0, began_at=0, lost_s=800),)))
-    assert budget_ends_at(paths, allocation, 1000) == 1000 + 100
+    assert budget_ends_at(paths, allocation, 0, 1000) == 1000 + 900
+    told = Span(start=0, began_at=100, startup_s=50, whole=True)
+    write_document(paths.usage, Usage(num_gpus=4, spans=(told,)))
+    write_document(paths.start(0), Start(number=0, nodes=("n",), pid=1, at=110, ends_at=700))
+    assert budget_ends_at(paths, allocation, 1, 1000) == 1000 + 850
+    # Killed after it wrote that: it may have run until its time limit, or until the next start.
+    write_document(paths.usage, Usage(num_gpus=4, spans=(told.model_copy(update={"whole": False}),)))
+    assert budget_ends_at(paths, allocation, 1, 1000) == 1000 + 300
+    write_document(paths.start(1), Start(number=1, nodes=("n",), pid=1, at=500, ends_at=501))  # wrote nothing at all
+    assert budget_ends_at(paths, allocation, 2, 1000) == 1000 + 900 - 400 - 1
 
 
 def test_a_start_supersedes_those_before(tmp_path: Path) -> None:
     paths = AllocationPaths(tmp_path / "allocations" / "1")
     allocation = Allocation(sweep="s", trials=())
     paths.folder.mkdir(parents=True)
-    paths.ended.write_text("{}")
     first = begin(paths, allocation, read_step(TOLD))
-    assert not paths.ended.exists()
+    assert first.job_id == "123_2"
     assert Stop(paths, first).everything() is None
     second = begin(paths, allocation, read_step(TOLD))
     assert (first.number, second.number) == (0, 1)
@@ -102,6 +111,50 @@ def test_a_start_supersedes_those_before(tmp_path: Path) -> None:
     assert halt is not None
     assert (halt.kind, halt.outcome) == ("superseded", None)
     assert Stop(paths, second).everything() is None
+
+
+def test_what_somebody_gave_up_is_not_begun_nor_gone_on_with(tmp_path: Path) -> None:
+    paths = AllocationPaths(tmp_path / "allocations" / "1")
+    allocation = Allocation(sweep="s", trials=())
+    start = begin(paths, allocation, read_step(TOLD))
+    stop = Stop(paths, start, slurm=True)
+    assert not stop.is_superseded()
+    write_document(paths.ended, Ended(exit_code=1, because="lost", at=1))
+    halt = stop.everything()
+    assert halt is not None
+    assert (halt.kind, halt.outcome) == ("superseded", None)
+    with pytest.raises(EnvironmentProblem, match="lost"):
+        begin(paths, allocation, read_step(TOLD))
+    assert paths.ended.exists()
+    # Here, a person ran it again.
+    assert begin(paths, allocation, None).number == 1
+    assert not paths.ended.exists()
+
+
+def test_given_up_between_the_look_and_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from egobench.worker import start as module
+
+    paths = AllocationPaths(tmp_path / "allocations" / "1")
+
+    def slowly(path: Path, document: Start) -> bool:
+        write_document(paths.ended, Ended(exit_code=1, because="lost", at=1))
+        return create_document(path, document)
+
+    monkeypatch.setattr(module, "create_document", slowly)
+    with pytest.raises(EnvironmentProblem, match="lost"):
+        begin(paths, Allocation(sweep="s", trials=()), read_step(TOLD))
+
+
+def test_cells_are_cancelled_one_after_another(tmp_path: Path) -> None:
+    paths = AllocationPaths(tmp_path / "allocations" / "1")
+    stop = Stop(paths, Start(number=0, nodes=("n",), pid=1, at=0), slurm=True)
+    write_document(paths.cancel, CancelRequest(cell_id="a", cell_ids=("b",), by="me", at=1))
+    assert stop.everything() is None
+    assert [stop.cell(name) is not None for name in ("a", "b", "c")] == [True, True, False]
+    write_document(paths.cancel, CancelRequest(cell_ids=("b",), by="me", at=1))
+    assert stop.everything() is None
+    write_document(paths.cancel, CancelRequest(by="me", at=1))
+    assert stop.everything() is not None
 
 
 def test_ports_of_a_job_are_the_same_on_every_node() -> None:

@@ -231,6 +231,12 @@ class SlurmChecks:
             )
             if mode == "OFF":
                 yield ok("preemption", f"partition {name}: jobs are not preempted")
+            elif "SUSPEND" in mode:
+                todo = (
+                    "a trial that was suspended cannot be measured: it ends as `preempted` and is launched again; "
+                    "choose a partition or QOS whose jobs are requeued or cancelled instead"
+                )
+                yield warning("preemption", what, todo)
             elif "CANCEL" in mode or not site.requeue:
                 todo = "keep `egobench sweep` running, or run it again: it submits what was cancelled anew"
                 yield warning("preemption", what, todo)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -180,13 +180,16 @@ def _look(view: QueueView, jobs: Sequence[Job], now: Callable[[], float], run: R
     asked = _open(view, jobs)
     before = {job.job_id: _known(view, job) or first_state(job, now()) for job in asked}
     array_ids = ",".join(sorted({job.array_id for job in asked}, key=lambda text: (len(text), text)))
-    if _wants_sacct(view, before.values()):
+    # A cluster may hide the jobs of others: that one is not listed says nothing then.
+    me = _my_names()
+    hidden = {job.job_id for job in asked if job.submitted_by.partition("@")[0] not in me}
+    if _wants_sacct(view, before.values(), hidden):
         update, states = _ask_sacct(view, asked, before, array_ids, now, run)
     else:
         update, states = _ask_squeue(view, asked, before, array_ids, now, run)
     view = view.model_copy(update=update)
     looks = Looks(view.asked_at, view.squeue_at, view.sacct_at, view.has_accounting)
-    states = {job_id: judge(state, looks) for job_id, state in states.items()}
+    states = {job_id: judge(state, looks, job_id in hidden) for job_id, state in states.items()}
     has_news = any(_gist(states[job.job_id]) != _gist(_known(view, job)) for job in asked)
     # What is over and nobody asks about any more needs no place here.
     wanted = {job.job_id for job in jobs}
@@ -195,12 +198,14 @@ def _look(view: QueueView, jobs: Sequence[Job], now: Callable[[], float], run: R
     return view.model_copy(update={"jobs": kept | states, "changed_at": changed_at})
 
 
-def _wants_sacct(view: QueueView, states: Iterable[JobState]) -> bool:
+def _wants_sacct(view: QueueView, states: Iterable[JobState], hidden: Set[str]) -> bool:
     """Return whether it is sacct's turn: never twice in a row, and only about jobs that squeue has lost."""
     if not view.has_accounting or view.asked != "squeue" or view.squeue_at != view.asked_at:
         return False
     return any(
-        state.gone_since is not None and not (state.state in ENDS and state.source == "sacct") for state in states
+        state.gone_since is not None
+        and (state.job_id in hidden or not (state.state in ENDS and state.source == "sacct"))
+        for state in states
     )
 
 
@@ -218,13 +223,7 @@ def _ask_squeue(
     if answer.problem and "Invalid job id" not in answer.problem:  # so it says of a single id that it does not know
         return update | _failed(view, answer.problem), before
     rows = {row.job_id: row for row in read_squeue(answer.text)}
-    me = _my_names()
-    states = {}
-    for job in jobs:
-        state = after_squeue(job, before[job.job_id], rows, at)
-        # A cluster may hide the jobs of others: that one is not listed says nothing then.
-        is_mine = job.submitted_by.partition("@")[0] in me
-        states[job.job_id] = state if is_mine or job.job_id in rows else before[job.job_id]
+    states = {job.job_id: after_squeue(job, before[job.job_id], rows, at) for job in jobs}
     # That accounting does not answer stays said until it does, or nobody needs it.
     is_open = view.problem.startswith(NO_ACCOUNTS) and any(state.gone_since is not None for state in states.values())
     problem = view.problem if is_open else ""

@@ -97,7 +97,7 @@ def after_sacct(job: Job, before: JobState, records: Sequence[Row]) -> JobState:
         is_stale = before.source == "sacct" and before.state not in ENDS
         return before.model_copy(update={"source": "none"}) if is_stale else before
     newest = ours[-1]
-    if before.state in ENDS and newest.state != before.state:
+    if before.state in ENDS and before.source != "sacct" and newest.state != before.state:
         return before  # squeue is ahead of it
     elapsed = [record.elapsed_s for record in ours if record.elapsed_s is not None]
     told_codes = {} if before.state in ENDS else _codes(newest)
@@ -116,12 +116,20 @@ def after_sacct(job: Job, before: JobState, records: Sequence[Row]) -> JobState:
     )
 
 
-def judge(state: JobState, looks: Looks) -> JobState:
-    """Decide whether a job that squeue no longer shows as waiting or running is over for good."""
+def judge(state: JobState, looks: Looks, is_hidden: bool = False) -> JobState:
+    """Decide whether a job that squeue no longer shows as waiting or running is over for good.
+
+    Args:
+        state: What is known of it.
+        looks: When Slurm was asked.
+        is_hidden: squeue may not show it although it lives: a job of somebody else.
+    """
     gone = state.gone_since
     if state.activity == "over" or gone is None:
         return state
     waited_s = looks.now - gone
+    if is_hidden:
+        return _judge_hidden(state, looks, waited_s)
     is_confirmed = looks.squeue_at is not None and looks.squeue_at - gone >= CONFIRM_S
     was_checked = not looks.has_accounting or (looks.sacct_at is not None and looks.sacct_at >= gone)
     if state.state in ENDS:
@@ -130,6 +138,22 @@ def judge(state: JobState, looks: Looks) -> JobState:
         return state.model_copy(update={"activity": "over" if is_over else "unknown"})
     if is_confirmed and (was_checked or waited_s >= SILENCE_S):
         return _without_an_end(state, looks, waited_s)
+    return state.model_copy(update={"activity": state.activity if state.activity == "waiting" else "unknown"})
+
+
+def _judge_hidden(state: JobState, looks: Looks, waited_s: float) -> JobState:
+    """Decide by accounting's records alone, or by a long silence of both."""
+    if state.state in ENDS:
+        is_over = waited_s >= (LOST_S if state.state in REPEATABLE else LAG_S)
+        return state.model_copy(update={"activity": "over" if is_over else "unknown"})
+    if state.source == "sacct" and state.state:
+        activity: Activity = "waiting" if state.state in WAITING else "active"
+        # From now on: silence counts from the last sign of life.
+        gone = looks.sacct_at if looks.sacct_at == looks.now else state.gone_since
+        return state.model_copy(update={"activity": activity, "gone_since": gone})
+    if waited_s >= SILENCE_S:
+        reason = f"last seen {state.state}" if state.state else ""
+        return state.model_copy(update={"state": "", "activity": "over", "reason": reason, "source": "none"})
     return state.model_copy(update={"activity": state.activity if state.activity == "waiting" else "unknown"})
 
 

@@ -1,4 +1,7 @@
-"""A slow file system: Python's file calls take their time while `$CHAOS_SLOW` exists. Imported by site at start-up."""
+"""A slow file system and a wrong clock, for whoever starts with this folder on PYTHONPATH: site imports it first.
+
+Python's file calls take their time while the file `$CHAOS_SLOW` exists; `time.time()` is off by `$CHAOS_SKEW_S`.
+"""
 
 import builtins
 import contextlib
@@ -27,3 +30,7 @@ if MARK:
     io.open = builtins.open = _slowly(builtins.open)
     for name in ("replace", "link", "fsync", "scandir", "mkdir", "unlink"):
         setattr(os, name, _slowly(getattr(os, name)))
+
+if SKEW_S := float(os.environ.get("CHAOS_SKEW_S") or 0):
+    right = time.time
+    time.time = lambda: right() + SKEW_S

@@ -25,4 +25,12 @@ export PYTHONPATH=/shared/runs/quickstart/code/0123abcd"${PYTHONPATH:+:$PYTHONPA
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --cpus-per-task=32 /shared/venv/bin/python -P -u -m egobench.worker --slurm "$ALLOCATION"
+AGAIN="${ALLOCATION%/*}/again"
+rm -f "$AGAIN"
+code=0
+srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --export=ALL --cpus-per-task=32 /shared/venv/bin/python -P -u -m egobench.worker --slurm "$ALLOCATION" || code=$?
+if [ "$code" != 0 ] && [ -e "$AGAIN" ]; then code=75; fi
+if [ "$code" = 75 ]; then
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" || :
+fi
+exit "$code"

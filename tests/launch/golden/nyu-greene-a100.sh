@@ -27,4 +27,12 @@ CONTAINER=$(command -v singularity || command -v apptainer)
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --cpus-per-task=32 "$CONTAINER" exec --nv --overlay /scratch/NETID/egobench/overlay-50G-10M.ext3:ro --bind /shared/runs --bind /shared/bench /scratch/work/public/singularity/cuda12.2.2-cudnn8.9.4-devel-ubuntu22.04.3.sif env PYTHONPATH="$PYTHONPATH" /ext3/miniconda3/bin/python -P -u -m egobench.worker --slurm "$ALLOCATION"
+AGAIN="${ALLOCATION%/*}/again"
+rm -f "$AGAIN"
+code=0
+srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --export=ALL --cpus-per-task=32 "$CONTAINER" exec --nv --overlay /scratch/NETID/egobench/overlay-50G-10M.ext3:ro --bind /shared/runs --bind /shared/bench /scratch/work/public/singularity/cuda12.2.2-cudnn8.9.4-devel-ubuntu22.04.3.sif env PYTHONPATH="$PYTHONPATH" /ext3/miniconda3/bin/python -P -u -m egobench.worker --slurm "$ALLOCATION" || code=$?
+if [ "$code" != 0 ] && [ -e "$AGAIN" ]; then code=75; fi
+if [ "$code" = 75 ]; then
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" || :
+fi
+exit "$code"

@@ -40,4 +40,4 @@ export PYTHONPATH=/shared/runs/quickstart/code/0123abcd"${PYTHONPATH:+:$PYTHONPA
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --cpus-per-task=12 --label '--container-image=a#b:c' --container-mounts=/shared/runs:/shared/runs,/shared/bench:/shared/bench,/d:/d",$TMPDIR:$TMPDIR" --x env PYTHONPATH="$PYTHONPATH" '/opt/py thon' -P -u -m egobench.worker --slurm "$ALLOCATION"
+srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --export=ALL --cpus-per-task=12 --label '--container-image=a#b:c' --container-mounts=/shared/runs:/shared/runs,/shared/bench:/shared/bench,/d:/d",$TMPDIR:$TMPDIR" --x env PYTHONPATH="$PYTHONPATH" '/opt/py thon' -P -u -m egobench.worker --slurm "$ALLOCATION"

@@ -41,4 +41,4 @@ CONTAINER=$(command -v singularity || command -v apptainer)
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --cpus-per-task=12 --label "$CONTAINER" exec --nv --overlay /o.ext3:ro --bind /shared/runs --bind /shared/bench --bind /d:/e:ro --bind "$TMPDIR" --home '/x y' '/i m.sif' env PYTHONPATH="$PYTHONPATH" '/opt/py thon' -P -u -m egobench.worker --slurm "$ALLOCATION"
+srun --unbuffered --mpi=none --kill-on-bad-exit=1 --cpu-bind=none --ntasks-per-node=1 --export=ALL --cpus-per-task=12 --label "$CONTAINER" exec --nv --overlay /o.ext3:ro --bind /shared/runs --bind /shared/bench --bind /d:/e:ro --bind "$TMPDIR" --home '/x y' '/i m.sif' env PYTHONPATH="$PYTHONPATH" '/opt/py thon' -P -u -m egobench.worker --slurm "$ALLOCATION"
