@@ -290,8 +290,8 @@ class Cluster:
 
     def _start_reaper(self) -> None:
         """Leave somebody behind who ends the cluster when this process is gone, however it went."""
-        command = f'read -r _; cd "{REPOSITORY}" && exec "{sys.executable}" -m tests.cluster down "{self.base}"'
-        self._reaper = subprocess.Popen(["bash", "-c", command], stdin=subprocess.PIPE, start_new_session=True)
+        command = [sys.executable, "-m", "tests.cluster", "reap", str(self.base)]
+        self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd=REPOSITORY)
 
 
 def _isolation() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from egobench.launch.local import LocalFleet
 
 
 def main() -> int:
+    # Whoever runs the tests in the background of a shell has Ctrl-C ignored, and so have we.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     LocalFleet.options = ("--body", "tests.worker.standin:run")
     options = json.loads(sys.argv[1])
     try:
