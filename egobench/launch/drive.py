@@ -48,10 +48,9 @@ def run_sweep(todo: Todo, wish: Wish, observer: Observer) -> int:
     lock = lock_sweep(todo.paths)
     try:
         write_plan(todo)
-        site = todo.sweep.site
-        on_slurm = site.launcher == "slurm"
+        on_slurm = todo.sweep.site.launcher == "slurm"
         follower = Follower(SweepReader(todo.paths.folder, ask if on_slurm else None), todo.asked, todo.retry, observer)
-        reaper = Reaper(todo.paths, ask, site.poll_every_s) if on_slurm else None
+        reaper = Reaper() if on_slurm else None
         return Driver(todo, wish, fleet, follower, observer, reaper).run()
     finally:
         lock.release()

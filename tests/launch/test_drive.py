@@ -13,6 +13,7 @@ from egobench.launch import drive, reap
 from egobench.launch.drive import Driver
 from egobench.launch.follow import Follower
 from egobench.launch.packing import Packing, QueueFull
+from egobench.launch.queue.poll import Answer
 from egobench.launch.reap import Reaper
 from egobench.launch.sweep import Todo, Wish
 from egobench.launch.watch.files import read_allocation
@@ -208,17 +209,20 @@ def test_trials_of_a_submission_in_doubt_are_left_alone_until_it_is_known(tmp_pa
 
 
 def test_a_job_that_outlives_its_worker_is_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = make(tmp_path)
-    paths = driver.todo.paths
-    done = [write_allocation(paths, number, [(CELLS[0], 0)]) for number in (1, 2, 3)]
-    for allocation, at in zip(done, (time.time() - 100, time.time() - 100, time.time()), strict=True):
-        write_document(allocation.ended, Ended(exit_code=0, at=at))
-    states = {1: "RUNNING", 2: "COMPLETED", 3: "RUNNING"}
-    view = QueueView(asked_at=0.0, jobs={made_up.job_id(n): job_state(n, state) for n, state in states.items()})
+    paths = make(tmp_path).todo.paths
+    done = [write_allocation(paths, number, [(CELLS[0], 0)]) for number in (1, 2, 3, 4)]
+    for allocation, ago in zip(done, (100, 100, 0, 100), strict=True):
+        write_document(allocation.ended, Ended(exit_code=0, at=time.time() - ago))
+    # The second is over; the third ended just now; the id of the fourth belongs to another job by now.
+    names = {"77_1": "egobench-1", "77_3": "egobench-3", "77_4": "somebody-else"}
+    rows = "".join(f"{job_id}|{name}|RUNNING|0|0:0|0:0|1:00|n1|None|\n" for job_id, name in names.items())
     cancelled: list[str] = []
+    monkeypatch.setattr(reap, "run_command", lambda _command: Answer(rows))
     monkeypatch.setattr(reap, "scancel", lambda ids: cancelled.extend(ids) or "")
-    reaper = Reaper(paths, lambda *_: view, 1.0)
     files = [found for found in map(read_allocation, done) if found is not None]
+    reaper = Reaper()
     assert reaper.look(files) == []  # not at once
     monkeypatch.setattr(reaper, "_next_s", 0.0)
     assert reaper.look(files) == cancelled == ["77_1"]
+    monkeypatch.setattr(reaper, "_next_s", 0.0)
+    assert reaper.look(files) == []  # once

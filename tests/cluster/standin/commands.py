@@ -157,6 +157,8 @@ def _control(book: Book, words: list[str], updates: dict[str, str], job: Job, st
         book.signal(job, signal.SIGCONT)
         job["state"] = "RUNNING"
     elif what in ("hold", "release"):
+        if job["ending"] is not None and what == "release":
+            job["ending"]["hold"] = False  # it is still on its way out
         job.update(hold=what == "hold", state="PENDING" if job["state"] == "REQUEUE_HOLD" else job["state"])
     elif what == "update" and "EndTime" in updates:
         job["end_by"] = datetime.fromisoformat(updates["EndTime"]).timestamp()
