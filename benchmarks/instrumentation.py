@@ -25,9 +25,10 @@ from egobench.records.store import TrialPaths
 from egobench.records.trial import Cell, Placement, Trial
 from egobench.spec.axes import AXES
 from egobench.spec.workload import Workload
-from egobench.train.loop import Work, fit, setup
+from egobench.train.loop import fit
 from egobench.train.rank import Rank
 from egobench.train.recorder import StepRecorder
+from egobench.train.setup import Work, setup
 from egobench.train.stages import Stages
 
 
@@ -62,6 +63,7 @@ def block(work: Work, folder: Path, is_measured: bool, timer: Callable[[], float
     began = timer()
     if is_measured:
         clock = PhaseClock(work.rank.device)
+        clock.watch = work.split.enter
         work.stages = Stages(Pulse(paths.rank_pulse(0)), clock)
         with StepRecorder(paths.rank_steps(0), clock, work.memory, work.rank.device) as recorder:
             fit(work, recorder)

@@ -14,14 +14,14 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cost import Cost, cost_of
 
 from egobench.records.allocation import Ended
 from egobench.records.store import SweepPaths, read_document
@@ -38,27 +38,6 @@ for path in pathlib.Path(sys.argv[1]).rglob("*"):
     if path.suffix == ".json" and path.name != "trial.json":
         path.read_bytes()
 """
-
-
-class Cost(NamedTuple):
-    """What a child process used."""
-
-    wall_s: float
-    cpu_s: float
-
-    @property
-    def time_s(self) -> float:
-        return self.wall_s if self.cpu_s > 0.8 * self.wall_s else self.cpu_s
-
-
-def cost_of(arguments: list[str]) -> Cost:
-    """Run a child process with its output thrown away, and return what it used."""
-    start = time.perf_counter()
-    child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    if status != 0:
-        sys.exit(f"{' '.join(arguments)}: exit status {os.waitstatus_to_exitcode(status)}")
-    return Cost(time.perf_counter() - start, usage.ru_utime + usage.ru_stime)
 
 
 def make_sweep(folder: Path, cells: int, trials: int) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from egobench import __version__
+from egobench.data.cli import app as data_app
 from egobench.errors import EXIT_OK, EgobenchError, InvalidInput
 
 
@@ -29,7 +30,6 @@ app = typer.Typer(
     result_callback=_leave,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-data_app = typer.Typer(help="Look at and convert data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 Matrix = Annotated[Path, typer.Argument(help="The matrix: a YAML file.")]
@@ -43,6 +43,7 @@ Only = Annotated[
 ]
 Site = Annotated[str | None, typer.Option(help="A site, or its YAML file, instead of the one that the matrix names.")]
 RUNS = Path("runs")
+LOCAL = "127.0.0.1"
 
 
 def _show_version(wanted: bool) -> None:
@@ -99,6 +100,33 @@ def plan(
 
 
 @app.command()
+def predict(
+    matrix: Matrix = Path("matrix.yaml"),
+    cell: Annotated[str | None, typer.Option(help="The cell's id, or a part of it that only one cell has.")] = None,
+    only: Only = None,
+    site: Site = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it: a .svg or .png file.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Also trace it, where torch is installed.")] = False,
+    calibrate: Annotated[
+        list[Path] | None, typer.Option(metavar="FOLDER", help="Instead: fit constants to these results of a GPU.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the fitted constants; default: in that folder.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Explain what is predicted of one cell.
+
+    What takes how much memory and time, whether it fits, the largest micro-batch, and what up to 1,024 GPUs would do.
+    """
+    from egobench.predict import command, fit
+
+    if calibrate:
+        return fit.calibrate_command(calibrate, out=out, as_json=as_json)
+    return command.predict_command(
+        matrix, cell=cell, only=only, site=site, picture=picture, is_traced=trace, as_json=as_json
+    )
+
+
+@app.command()
 def sweep(
     matrix: Matrix = Path("matrix.yaml"),
     runs: Runs = RUNS,
@@ -114,6 +142,10 @@ def sweep(
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first trial that fails.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return when everything is submitted.")] = False,
+    canary: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Run such a share of what is predicted not to fit, as in '5%'."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would run, for Slurm with the sbatch text; run nothing.")
     ] = False,
@@ -136,6 +168,7 @@ def sweep(
         budget_gpu_hours=budget_gpu_hours,
         fail_fast=fail_fast,
         detach=detach,
+        canary=canary,
         dry_run=dry_run,
         as_json=as_json,
     )
@@ -219,6 +252,27 @@ def report(
 
 
 @app.command()
+def serve(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SWEEP]...", help="Names or folders of sweeps; default: all.")
+    ] = None,
+    runs: Runs = RUNS,
+    results: Annotated[Path, typer.Option(help="Folder of committed results.")] = Path("results"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to bind to; another than 127.0.0.1 is open to others.")] = LOCAL,
+    keep: Annotated[int, typer.Option(min=1, help="Models kept in memory at most.")] = 2,
+) -> int:
+    """Ask the models of sweeps in a browser; dashboard.
+
+    Answers of variants side by side, with latency and memory; throughput, memory and accuracy of sweeps; kernel
+    tables. Prints its address once it answers; Ctrl-C ends it. Needs the extra `serve`.
+    """
+    from egobench.serve import command
+
+    return command.serve(names or [], runs=runs, results=results, host=host, port=port, keep=keep)
+
+
+@app.command()
 def verify(
     folders: Annotated[list[Path] | None, typer.Argument(help="Committed results; default: all of results/.")] = None,
     as_json: Json = False,
@@ -253,9 +307,6 @@ def score(
     return EXIT_OK
 
 
-Format = Annotated[str, typer.Option("--format", help="egoworld, egothink, egobench, sharegpt or messages.")]
-
-
 @app.command()
 def doctor(
     site: Annotated[str, typer.Option(help="A site's name, as a matrix would write it, or its file.")] = "local",
@@ -272,43 +323,6 @@ def doctor(
     from egobench.launch.doctor import command
 
     return command.doctor_command(site, runs, probe=probe, nodes=nodes, wait_s=wait, as_json=as_json)
-
-
-@data_app.command("list")
-def data_list(as_json: Json = False) -> int:
-    """List the formats that are read and written."""
-    from egobench.data import command
-
-    return command.list_formats(as_json=as_json)
-
-
-@data_app.command("inspect")
-def data_inspect(
-    path: Annotated[str, typer.Argument(help="File or folder of a data set, or home|workshop of egoworld.")],
-    format: Format,
-    as_json: Json = False,
-) -> int:
-    """Count what a data set holds and what it lacks."""
-    from egobench.data import command
-
-    return command.inspect(path, format=format, as_json=as_json)
-
-
-@data_app.command("convert")
-def data_convert(
-    path: Annotated[str, typer.Argument(help="File or folder of a data set.")],
-    out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
-    format: Annotated[str, typer.Option("--format", help="egothink, egobench, sharegpt or messages.")],
-    to: Annotated[str, typer.Option(help="egobench, sharegpt or messages.")] = "egobench",
-    as_json: Json = False,
-) -> int:
-    """Write a data set in another format.
-
-    What cannot be read or converted is counted by reason.
-    """
-    from egobench.data import command
-
-    return command.convert(path, out, format=format, to=to, as_json=as_json)
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+_FORMAT_OF_PRODUCTS: Final = {"bf16_pure": "bf16"}
+"""Precision -> format that it multiplies in, where they do not share a name."""
 _TERA = 1e12
 _GIGA = 1e9
 _NVIDIA = "https://www.nvidia.com/"
@@ -41,6 +43,14 @@ class Gpu:
     def peak(self, dtype: str) -> float | None:
         """Return the dense peak of a dtype in FLOP/s, None where it is not known."""
         return self.peak_flops.get(dtype)
+
+    def peak_at(self, precision: str) -> float | None:
+        """Return the dense peak of a value of the precision axis in FLOP/s, None where it is not known.
+
+        It is that of the fastest products of the precision: under `fp8` those of the LLM's blocks are in FP8, and
+        tower and head, which are in bf16, are held against the same peak.
+        """
+        return self.peak(_FORMAT_OF_PRODUCTS.get(precision, precision))
 
 
 def _row(

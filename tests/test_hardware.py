@@ -1,8 +1,7 @@
 """The datasheet table: what is known is plausible, what is unknown is not guessed."""
 
 from egobench.hardware import GPUS, find_gpu, gpu_of_device
-from egobench.models.dims import NAMED
-from egobench.spec.workload import MODEL_PATCH_PX
+from egobench.spec.axes import PRECISIONS
 
 
 def test_rows_are_plausible() -> None:
@@ -25,12 +24,19 @@ def test_names_of_the_driver() -> None:
     assert h200.peak("bf16") == 989e12
 
 
+def test_every_precision_has_the_peak_of_its_products() -> None:
+    h200, t4 = GPUS["H200-141GB SXM"], GPUS["T4-16GB"]
+    peaks = {precision: h200.peak_at(precision) for precision in PRECISIONS}
+    assert peaks == {
+        "fp32": 67e12, "tf32": 494.5e12, "bf16": 989e12, "bf16_pure": 989e12, "fp16": 989e12, "fp8": 1979e12
+    }  # fmt: skip
+    assert {precision: t4.peak_at(precision) for precision in PRECISIONS if t4.peak_at(precision)} == {
+        "fp32": 8.1e12, "fp16": 65e12
+    }  # fmt: skip
+
+
 def test_unknown_is_none() -> None:
     assert find_gpu("A100") is None
     assert find_gpu(None) is None
     assert gpu_of_device("NVIDIA GeForce GTX 1080") is None
     assert GPUS["T4-16GB"].peak("bf16") is None
-
-
-def test_patches_agree_with_the_models() -> None:
-    assert {name: dims.vision.patch_px for name, dims in NAMED.items()} == MODEL_PATCH_PX

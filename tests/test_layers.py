@@ -16,10 +16,11 @@ CONTRACT = {"spec", "records"}
 PURE = {"plan", "predict"}
 SIDES = {
     "launch": {"launch"},
-    "worker": {"worker", "data", "models", "train", "probes", "evaluate", "compress", "infer"},
+    "worker": {"worker", "trace", "data", "models", "train", "probes", "evaluate", "compress", "infer"},
     "report": {"report"},
 }
 HEAVY = {"torch", "transformers", "deepspeed", "peft", "pandas", "matplotlib"}
+WEB = {"gradio", "fastapi", "starlette", "uvicorn"}
 
 
 def side(room: str) -> str | None:
@@ -36,8 +37,11 @@ def allowed(room: str, imported: str) -> bool:
     if room in CONTRACT:
         return False
     if imported in PURE:
-        # A worker gets everything it needs from trial.json, the report from the records.
-        return room in PURE or room == "launch"
+        # A worker gets everything it needs from trial.json, the report from the records; only its probes count FLOPs.
+        return room in PURE or room == "launch" or (room == "probes" and imported == "predict")
+    if room == "serve":
+        # It shows what the report makes, and reaches models by process only (python -m egobench.infer.answering).
+        return imported == "report"
     return side(room) is not None and side(room) == side(imported)
 
 
@@ -88,6 +92,14 @@ def test_login_and_report_sides_never_import_torch_at_the_top(path: Path) -> Non
     assert not heavy
 
 
+def test_only_serve_knows_the_web_and_its_command_loads_without_it() -> None:
+    for path in modules():
+        web = {name.split(".")[0] for name, _ in imports(path)} & WEB
+        at_top = {name.split(".")[0] for name, in_function in imports(path) if not in_function} & WEB
+        assert not web or room_of(path) == "serve", path
+        assert not at_top or path.stem in {"page", "server"}, path
+
+
 def test_no_vague_names_and_no_giants() -> None:
     for path in modules():
         assert path.stem not in {"utils", "common", "helpers", "misc"}, path
@@ -99,14 +111,16 @@ def test_no_vague_names_and_no_giants() -> None:
                 assert length <= 60, f"{path}:{node.lineno} {node.name}: {length} lines"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["plan", "benchmarks/quickstart.yaml"], ["status", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["plan", "benchmarks/quickstart.yaml"], ["status", "--help"], ["serve", "--help"]]
+)
 def test_light_commands_load_nothing_heavy(command: list[str]) -> None:
     code = (
         "import sys\n"
         "from egobench.cli import main\n"
         f"sys.argv = ['egobench', *{command!r}]\n"
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
+        f"print(sorted({HEAVY | WEB!r} & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60, check=False

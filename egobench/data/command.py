@@ -1,8 +1,9 @@
-"""`egobench data list | inspect | convert`: data to stdout, talk to stderr."""
+"""`egobench data list | inspect | convert | lengths`: data to stdout, talk to stderr."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from egobench.data.egoworld.scene import DOMAINS
 from egobench.data.formats import READERS, WRITERS
 from egobench.data.inspect import convert as convert_file
 from egobench.data.inspect import describe
+from egobench.data.lengths import lengths_of
 from egobench.data.source import load
 from egobench.errors import EXIT_OK
+from egobench.spec.pieces import load_workload
 
 GENERATED = "egoworld"
 
@@ -58,6 +61,19 @@ def convert(path: str, out: Path, *, format: str, to: str, as_json: bool) -> int
         print(f"{counts.pop('written'):,} samples written to {out}")
         for reason, count in counts.items():
             print(f"{count:,} {reason}")
+    return EXIT_OK
+
+
+def lengths(path: Path, *, as_json: bool) -> int:
+    """Print the `lengths:` of a workload, ready to be put into its file."""
+    found = lengths_of(load_workload(path), path.parent)
+    if as_json:
+        print(json.dumps({"schema_version": 1, "workload": str(path), "lengths": found}, indent=1))
+        return EXIT_OK
+    fields = ", ".join(f"{name}: {found[name]}" for name in ("mean", "p90", "longest", "supervised"))
+    print(f"lengths: {{{fields}}}")
+    cut = f"; {found['num_too_long']:,} left out as too long, {found['num_cut']:,} questions cut"
+    print(f"of {found['num_samples']:,} training samples{cut}", file=sys.stderr)
     return EXIT_OK
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from egobench.launch.fleet import AllocationState
-from egobench.launch.queue.poll import ask, run_command
-from egobench.launch.queue.text import SQUEUE_FORMAT, read_squeue
+from egobench.launch.queue.poll import ask, list_jobs, run_command
 from egobench.launch.settle import settle
 from egobench.launch.watch.reader import SweepReader
 from egobench.launch.watch.state import SweepState
@@ -144,11 +143,10 @@ def scancel(ids: Iterable[str], *options: str) -> str:
 
 def _gone(jobs: dict[AllocationPaths, Job]) -> list[AllocationPaths]:
     """Return the allocations whose jobs neither wait nor run; none where Slurm does not answer."""
-    arrays = ",".join(sorted({job.array_id for job in jobs.values()}))
-    answer = run_command(["squeue", "-h", "-a", "-r", "-t", "all", "-O", SQUEUE_FORMAT, "-j", arrays])
-    if answer.problem and "Invalid job id" not in answer.problem:
+    rows, unanswered = list_jobs(jobs.values(), run_command)
+    if unanswered:
         return []
-    living = {row.job_id for row in read_squeue(answer.text) if row.state not in GONE}
+    living = {row.job_id for row in rows if row.state not in GONE}
     return [paths for paths, job in jobs.items() if job.job_id not in living]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from egobench.errors import EXIT_OK, InvalidInput, Mistake, nearest
 from egobench.launch.drive import run_sweep
 from egobench.launch.dry_run import dry_run_document, print_dry_run
+from egobench.launch.foreseen import parse_share, pruned_line
 from egobench.launch.prepare import dry_packing
 from egobench.launch.sweep import Todo, Wish, look_up
 from egobench.launch.watch.progress import observer_for
@@ -30,6 +31,7 @@ def sweep_command(
     budget_gpu_hours: float | None = None,
     fail_fast: bool = False,
     detach: bool = False,
+    canary: str | None = None,
     dry_run: bool = False,
     as_json: bool = False,
 ) -> int:
@@ -38,8 +40,11 @@ def sweep_command(
     Raises:
         EgobenchError: mistakes in the matrix, a busy folder, a problem of the machine.
     """
-    wish = Wish(site, only, limit, parse_retry(retry), max_attempts, budget_gpu_hours, fail_fast, detach)
+    share = parse_share(canary)
+    wish = Wish(site, only, limit, parse_retry(retry), max_attempts, budget_gpu_hours, fail_fast, detach, share)
     todo = look_up(matrix, runs, wish)
+    if line := pruned_line(todo.sweep):
+        print(line, file=sys.stderr)
     if dry_run:
         return _dry_run(todo, wish, as_json)
     observer = observer_for(sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,13 +23,11 @@ from egobench.launch.watch.progress import Observer
 from egobench.launch.watch.reader import SweepReader
 from egobench.launch.watch.state import SweepState
 from egobench.records.allocation import Allocation, AllocationPaths, CancelRequest, TrialRef, list_allocations
-from egobench.records.store import read_document
+from egobench.records.store import is_full, read_document
 
 LOOK_EVERY_S: Final = {"local": 0.25, "slurm": 1.0}
 SLOW: Final = 4.0
 """On a slow file system the pause is this many times as long as the look."""
-FULL_BYTES: Final = 64 * 1024
-"""With less free than this, documents no longer fit."""
 FRUITLESS: Final = 2
 """Allocations that may end by themselves without launching a trial that they were given."""
 FRUITLESS_BY_SLURM: Final = 10
@@ -132,10 +129,9 @@ class Driver:
 
     def _go_on(self) -> bool:
         """Look once, do what is to be done, and return whether there is more to wait for."""
-        state = self.follower.look()
         if self._orphans:
             self._orphans = self.fleet.recover()
-            state = self.follower.look()
+        state = self.follower.look()
         over = [one for one in state.over if one.paths.number not in self._closed | self._orphans]
         for one in over:
             settle(one)
@@ -223,7 +219,7 @@ class Driver:
     def _disk_is_full(self) -> str:
         # On a full disk the allocation could not leave its reason behind.
         folder = self.todo.paths.folder
-        if shutil.disk_usage(folder).free >= FULL_BYTES:
+        if not is_full(folder):
             return ""
         return f"{folder}: cannot write: the disk is full; free some space or choose another --runs folder"
 

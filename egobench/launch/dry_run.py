@@ -29,6 +29,7 @@ def dry_run_document(packing: Packing, sweep: Sweep, paths: SweepPaths) -> dict[
         "arrays": [
             {
                 "allocations": [one.numbers.start, one.numbers.stop - 1],
+                "runtime": one.draft.runtime or None,
                 "num_nodes": one.draft.num_nodes,
                 "gpus_per_node": one.draft.gpus_per_node,
                 "time_limit_min": one.draft.time_limit_min,
@@ -114,7 +115,7 @@ def _about(array: ArrayDraft) -> str:
     nodes = "1 node" if draft.num_nodes == 1 else f"{draft.num_nodes} nodes"
     limit = format_seconds((draft.time_limit_min or 0) * 60)
     parts = [
-        f"{nodes} x {draft.gpus_per_node} GPUs, {limit}",
+        f"{nodes} x {draft.gpus_per_node} GPUs, {limit}{f', set up for {draft.runtime}' if draft.runtime else ''}",
         f"{len(array.drafts)} tasks, {array.parallel} at once",
         f"{trials} trials, expected {format_seconds(max(one.expected_s for one in array.drafts))} a task at most",
     ]

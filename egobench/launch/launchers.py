@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from egobench.launch.fleet import Fleet
-from egobench.records.allocation import Retry
-from egobench.records.store import SweepPaths
+from egobench.launch.packing import Draft
+from egobench.records.allocation import Allocation, AllocationPaths, Retry
+from egobench.records.store import SweepPaths, disk_errors, write_document
 from egobench.records.sweep import Sweep
 
 
@@ -21,6 +22,30 @@ class Orders:
     paths: SweepPaths
     retry: Retry
     fail_fast: bool = False
+
+    def write(self, draft: Draft, number: int, after: Sequence[int] = (), is_budgeted: bool = False) -> AllocationPaths:
+        """Write an allocation, in a folder that nobody may have made before.
+
+        Raises:
+            EnvironmentProblem: the disk is full or not writable.
+        """
+        paths = AllocationPaths(self.paths.allocations / str(number))
+        with disk_errors(paths.folder):
+            paths.folder.mkdir(parents=True)
+        document = Allocation(
+            sweep=self.sweep.name,
+            trials=draft.trials,
+            fail_fast=self.fail_fast,
+            retry=self.retry,
+            num_nodes=draft.num_nodes,
+            gpus_per_node=draft.gpus_per_node,
+            time_limit_min=draft.time_limit_min,
+            signal_before_end_s=self.sweep.site.signal_before_end_s,
+            gpu_hours_at_most=draft.gpu_hours_at_most if is_budgeted else None,
+            after=tuple(after),
+        )
+        write_document(paths.allocation, document)
+        return paths
 
 
 LAUNCHERS: Final[dict[str, str]] = {

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from egobench.errors import EnvironmentProblem, SweepBusy
 from egobench.launch.launchers import Orders
 from egobench.launch.packing import ArrayDraft, Draft, Packing
-from egobench.records.allocation import Allocation, AllocationPaths, TrialRef
+from egobench.records.allocation import AllocationPaths, TrialRef
 from egobench.records.lock import take_lock
-from egobench.records.store import disk_errors, write_document
+from egobench.records.store import disk_errors
 
 
 def pack_locally(refs: Sequence[TrialRef], num_gpus: int) -> Packing:
@@ -47,19 +47,7 @@ class LocalFleet:
         return [self._start(draft, first + index) for index, draft in enumerate(drafts)]
 
     def _start(self, draft: Draft, number: int) -> AllocationPaths:
-        paths = AllocationPaths(self._orders.paths.allocations / str(number))
-        with disk_errors(paths.folder):
-            paths.folder.mkdir(parents=True)
-        write_document(
-            paths.allocation,
-            Allocation(
-                sweep=self._orders.sweep.name,
-                trials=draft.trials,
-                fail_fast=self._orders.fail_fast,
-                retry=self._orders.retry,
-                gpus_per_node=draft.gpus_per_node,
-            ),
-        )
+        paths = self._orders.write(draft, number)
         lock = take_lock(paths.lock, wait_s=1.0)
         if lock is None:
             raise SweepBusy(f"{paths.folder}: somebody else took this new allocation")

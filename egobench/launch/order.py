@@ -10,7 +10,8 @@ from egobench.records.sweep import Sweep
 def trial_order(sweep: Sweep) -> list[tuple[str, int]]:
     """Return (cell_id, trial) of all that is planned: the same for the same plan.
 
-    In each round baselines come first, and a cell that waits for another comes after it.
+    In each round baselines come first, and a cell that waits for another comes after it. How long trials are predicted
+    to take decides how they are packed, never their order: comparisons rest on a random one.
     """
     runnable = {cell.cell_id: cell for cell in sweep.runnable()}
     baselines = set(sweep.baselines.values())

@@ -35,6 +35,8 @@ class Draft:
     """None: no limit (a local allocation)."""
     expected_s: float = 0.0
     """What its trials are expected to take together."""
+    runtime: str = ""
+    """Whose set-up of the site it gets; empty: the site's own."""
 
     @property
     def num_gpus(self) -> int:
@@ -100,6 +102,7 @@ def pack(
     num_gpus: Callable[[TrialRef], int],
     expected_s: Callable[[TrialRef], float],
     *,
+    runtime_of: Callable[[TrialRef], str] = lambda _: "",
     first: Collection[str] = (),
     living: Sequence[Living] = (),
     gpu_hours_left: float | None = None,
@@ -111,12 +114,13 @@ def pack(
         site: Its limits.
         num_gpus: GPUs (ranks) of a trial.
         expected_s: How long a trial is expected to take.
+        runtime_of: Whose set-up a trial needs, where the site has one apart; trials of two share no allocation.
         first: Cells that others are compared with: what holds them goes first.
         living: What is in the queue already.
         gpu_hours_left: Budget for all that is submitted now; None: none.
     """
     fitting = _fitting(trials, site, num_gpus)
-    bundles = _bundles(fitting, site, num_gpus, expected_s, living)
+    bundles = _bundles(fitting, site, num_gpus, expected_s, runtime_of, living)
     plans = sorted(_plans(bundles, site), key=lambda one: (one.generation, one.holds_none_of(first), one.position))
     taken, because = _take(plans, {_key(ref) for ref in trials}, site, living, gpu_hours_left)
     if len(fitting) < len(trials):
@@ -141,6 +145,7 @@ class Bundle:
     """Over how many allocations its ancestors are spread."""
     trials: list[TrialRef] = field(default_factory=list)
     expected_s: float = 0.0
+    runtime: str = ""
     waits_for: set[int] = field(default_factory=set)
     """Living allocations that run its parents."""
 
@@ -210,23 +215,24 @@ def _bundles(
     site: Site,
     num_gpus: Callable[[TrialRef], int],
     expected_s: Callable[[TrialRef], float],
+    runtime_of: Callable[[TrialRef], str],
     living: Sequence[Living],
 ) -> list[Bundle]:
-    """Put children behind their parents, where they need the same nodes and fit."""
+    """Put children behind their parents, where they need the same nodes and set-up, and fit."""
     found: dict[Key, Bundle] = {}
     bundles: list[Bundle] = []
     runs_in = {key: number for one in living for key, number in one.trials}
     for position, ref in enumerate(_parents_first(trials)):
         seconds, shape, parent = expected_s(ref), shape_of(num_gpus(ref), site), _parent(ref)
         above = found.get(parent) if parent is not None else None
-        if above is not None and above.shape == shape:
+        if above is not None and (above.shape, above.runtime) == (shape, runtime_of(ref)):
             joined = _fits(above.expected_s + seconds, len(above.trials) + 1, site)
         else:
             joined = False
         if above is not None and joined:
             bundle = above
         else:
-            bundle = Bundle(shape, position, 0 if above is None else above.generation + 1)
+            bundle = Bundle(shape, position, 0 if above is None else above.generation + 1, runtime=runtime_of(ref))
             bundles.append(bundle)
         if parent in runs_in:
             bundle.waits_for.add(runs_in[parent])
@@ -255,7 +261,7 @@ def _plans(bundles: Iterable[Bundle], site: Site) -> list[Plan]:
     """Fill allocations with bundles of one kind, all about equally."""
     kinds: dict[object, list[Bundle]] = defaultdict(list)
     for bundle in bundles:
-        kinds[bundle.generation, bool(bundle.waits_for), bundle.shape].append(bundle)
+        kinds[bundle.generation, bool(bundle.waits_for), bundle.shape, bundle.runtime].append(bundle)
     return [_plan(group, site) for kind in kinds.values() for group in _groups(kind, site)]
 
 
@@ -283,9 +289,9 @@ def _plan(bundles: Sequence[Bundle], site: Site) -> Plan:
     trials = tuple(ref for bundle in bundles for ref in bundle.trials)
     expected_s = sum(bundle.expected_s for bundle in bundles)
     inside = {_key(ref) for ref in trials}
-    num_nodes, gpus_per_node = bundles[0].shape
+    limit_min = time_limit_min(expected_s, len(trials), site)
     return Plan(
-        draft=Draft(trials, num_nodes, gpus_per_node, time_limit_min(expected_s, len(trials), site), expected_s),
+        draft=Draft(trials, *bundles[0].shape, limit_min, expected_s, bundles[0].runtime),
         position=bundles[0].position,
         generation=bundles[0].generation,
         waits_for=frozenset().union(*(bundle.waits_for for bundle in bundles)),
@@ -320,7 +326,7 @@ def _arrays(plans: Sequence[Plan], site: Site) -> list[tuple[Plan, ...]]:
     classes: dict[object, list[Plan]] = defaultdict(list)
     for one in plans:
         draft = one.draft
-        resources = (draft.num_nodes, draft.gpus_per_node, draft.time_limit_min)
+        resources = (draft.num_nodes, draft.gpus_per_node, draft.time_limit_min, draft.runtime)
         classes[one.generation, bool(one.waits_for), resources].append(one)
     size = site.max_array_size
     return [tuple(members[at : at + size]) for members in classes.values() for at in range(0, len(members), size)]

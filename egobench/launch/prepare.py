@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from egobench.launch.local import pack_locally
 from egobench.launch.packing import Living, Packing, pack
 from egobench.launch.sweep import Todo, Wish
+from egobench.launch.watch.expected import Expected
+from egobench.launch.watch.files import read_allocations
 from egobench.launch.watch.hours import used_gpu_hours
-from egobench.records.allocation import Allocation, AllocationPaths, Job, TrialRef, list_allocations
+from egobench.records.allocation import Allocation, AllocationPaths, Job, TrialRef
 from egobench.records.outcome import Outcome
 from egobench.records.parents import give_up, look_at_parent
-from egobench.records.store import SweepPaths, read_document
+from egobench.records.store import read_document
 
 Known = Callable[[TrialRef], Outcome | None]
 """Tells the outcome record that was last seen of a trial."""
@@ -24,9 +25,10 @@ def packing_for(
 ) -> Packing:
     """Pack trials for the sweep's site, as far as its limits and the budget allow."""
     site = todo.sweep.site
-    gpus = {cell.cell_id: int(cell.axes["gpus"]) for cell in todo.sweep.runnable()}
+    gpus = {cell.cell_id: cell.num_ranks for cell in todo.sweep.runnable()}
     if site.launcher == "local":
         return pack_locally(refs, max(gpus[ref.cell_id] for ref in refs)) if not open_ else Packing()
+    runtimes = {cell.cell_id: todo.sweep.runtime_of(cell) for cell in todo.sweep.runnable()}
     left = None
     if wish.budget_gpu_hours is not None:
         left = wish.budget_gpu_hours - used_gpu_hours(todo.paths) - sum(map(_still_allowed, open_.values()))
@@ -35,6 +37,7 @@ def packing_for(
         site,
         lambda ref: gpus[ref.cell_id],
         expectation(todo, known),
+        runtime_of=lambda ref: runtimes[ref.cell_id],
         first=set(todo.sweep.baselines.values()),
         living=living_arrays(open_),
         gpu_hours_left=left,
@@ -47,15 +50,20 @@ def _still_allowed(allocation: Allocation) -> float:
 
 
 def expectation(todo: Todo, known: Known) -> Callable[[TrialRef], float]:
-    """Return how long a trial is expected to take, s: as long as finished ones of its cell, else as the site says."""
-    took: dict[str, list[float]] = defaultdict(list)
-    for ref in todo.asked:
-        outcome = known(ref)
-        if outcome is not None and outcome.outcome == "ok":
-            took[ref.cell_id].append(outcome.ended_at - outcome.started_at)
-    means = {cell_id: statistics.fmean(seconds) for cell_id, seconds in took.items()}
-    default = min(todo.sweep.site.expected_trial_min * 60, todo.sweep.site.trial_time_limit_s)
-    return lambda ref: means.get(ref.cell_id, default)
+    """Return how long a trial is expected to take, s.
+
+    As long as finished ones of its cell; else as predicted, corrected by how finished cells compared with their own
+    prediction; else as the site says.
+    """
+    site = todo.sweep.site
+    expected = Expected.of(todo.sweep.cells, map(known, todo.asked))
+
+    def expected_s(ref: TrialRef) -> float:
+        if ref.cell_id in expected.observed_s:
+            return expected.observed_s[ref.cell_id]
+        return min(expected.predicted_s.get(ref.cell_id, site.expected_trial_min * 60), site.trial_time_limit_s)
+
+    return expected_s
 
 
 def living_arrays(open_: Mapping[AllocationPaths, Allocation]) -> list[Living]:
@@ -77,12 +85,6 @@ def living_arrays(open_: Mapping[AllocationPaths, Allocation]) -> list[Living]:
     ]
 
 
-def open_allocations(paths: SweepPaths) -> dict[AllocationPaths, Allocation]:
-    """Return the allocations that have not said that they are over."""
-    found = ((one, read_document(one.allocation, Allocation)) for one in list_allocations(paths))
-    return {one: document for one, document in found if document is not None and not one.ended.exists()}
-
-
 def dry_packing(todo: Todo, wish: Wish) -> Packing:
     """Return what `egobench sweep` would submit now; asks nobody and writes nothing."""
     outcomes: dict[TrialRef, Outcome | None] = {}
@@ -92,7 +94,7 @@ def dry_packing(todo: Todo, wish: Wish) -> Packing:
             outcomes[ref] = read_document(todo.paths.trial(ref.cell_id, ref.trial).outcome, Outcome)
         return outcomes[ref]
 
-    open_ = open_allocations(todo.paths)
+    open_ = {files.paths: files.document for files in read_allocations(todo.paths) if files.ended is None}
     refs = startable(todo.missing(), open_.values(), known)
     return packing_for(todo, wish, refs, known, open_)
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from egobench.launch.cancel import scancel
-from egobench.launch.queue.poll import run_command
-from egobench.launch.queue.text import SQUEUE_FORMAT, read_squeue
+from egobench.launch.queue.poll import list_jobs
 from egobench.launch.watch.files import AllocationFiles
 
 GRACE_S: Final = 60.0
@@ -38,9 +37,8 @@ class Reaper:
         }
         if not jobs:
             return []
-        arrays = ",".join(sorted({job.array_id for job in jobs.values()}))
         # Not the shared view: it knows what was seen before the worker's end, and an id may be somebody else's by now.
-        answer = run_command(["squeue", "-h", "-a", "-r", "-t", "RUNNING", "-O", SQUEUE_FORMAT, "-j", arrays])
+        rows, _ = list_jobs(jobs.values(), states="RUNNING")
         self._looked_at |= jobs.keys()
-        lingering = [row.job_id for row in read_squeue(answer.text) if row.job_name + row.job_id in jobs]
+        lingering = [row.job_id for row in rows if row.job_name + row.job_id in jobs]
         return [] if not lingering or scancel(lingering) else lingering

@@ -86,7 +86,8 @@ def array_script(array: ArrayDraft, sweep: Sweep, paths: SweepPaths, code: Path,
         first: Number of the first allocation.
         token: Tells this submission from all others.
     """
-    draft, site, place = array.drafts[0], sweep.site, place_of(sweep, paths, code)
+    draft, place = array.drafts[0], place_of(sweep, paths, code)
+    site = sweep.site.set_up_for(draft.runtime)
     last = first + len(array.drafts) - 1
     which = f"allocation {first}" if last == first else f"allocations {first} to {last}"
     base = f"{paths.allocations}/"

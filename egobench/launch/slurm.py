@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 from egobench.errors import EXIT_ENVIRONMENT, EnvironmentProblem
 from egobench.launch.orphans import GRACE_S, adopt_orphans, find_by_name, is_orphan
-from egobench.launch.packing import ArrayDraft, Draft, Packing, QueueFull
+from egobench.launch.packing import ArrayDraft, Packing, QueueFull
 from egobench.launch.refusals import is_passing, is_queue_full, todo_about
 from egobench.launch.script import Place, Script, array_script, job_script
 from egobench.launch.snapshot import take_snapshot
-from egobench.records.allocation import Allocation, AllocationPaths, Ended, Job, list_allocations
+from egobench.records.allocation import AllocationPaths, Ended, Job, list_allocations
 from egobench.records.store import create_document, disk_errors, read_document, write_document
 from egobench.spec.site import Site
 
@@ -89,7 +89,7 @@ class SlurmFleet:
         script = array_script(array, orders.sweep, orders.paths, code, numbers.start, secrets.token_hex(3))
         script = script.after(self._job_ids(after))
         allocations = [
-            self._write(draft, number, after, is_budgeted) for draft, number in zip(array.drafts, numbers, strict=True)
+            orders.write(draft, number, after, is_budgeted) for draft, number in zip(array.drafts, numbers, strict=True)
         ]
         text = sbatch_text(script)
         try:
@@ -106,25 +106,6 @@ class SlurmFleet:
         for task, paths in enumerate(allocations):
             write_document(paths.job, job_document(script, text, job_id, task, array.parallel))
         return allocations
-
-    def _write(self, draft: Draft, number: int, after: Sequence[int], is_budgeted: bool) -> AllocationPaths:
-        paths = AllocationPaths(self._orders.paths.allocations / str(number))
-        with disk_errors(paths.folder):
-            paths.folder.mkdir(parents=True)
-        document = Allocation(
-            sweep=self._orders.sweep.name,
-            trials=draft.trials,
-            fail_fast=self._orders.fail_fast,
-            retry=self._orders.retry,
-            num_nodes=draft.num_nodes,
-            gpus_per_node=draft.gpus_per_node,
-            time_limit_min=draft.time_limit_min,
-            signal_before_end_s=self._orders.sweep.site.signal_before_end_s,
-            gpu_hours_at_most=draft.gpu_hours_at_most if is_budgeted else None,
-            after=tuple(after),
-        )
-        write_document(paths.allocation, document)
-        return paths
 
     def _job_ids(self, numbers: Sequence[int]) -> list[str]:
         """Return the jobs of allocations; an array all of whose living tasks are meant by its one id."""

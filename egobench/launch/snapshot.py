@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import egobench
 from egobench.errors import EnvironmentProblem
-from egobench.records.code import SNAPSHOT_NAME, code_digest, code_state
+from egobench.records.code import SNAPSHOT_NAME, code_digest, code_state, digest_files
 from egobench.records.store import SweepPaths, disk_errors, write_document
 
 
@@ -63,10 +62,8 @@ def _cannot_copy(target: Path, error: shutil.Error) -> EnvironmentProblem:
 
 def _content_digest(package: Path) -> str:
     """Digest all files, package data too."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    files = (path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return digest_files(package, files)[:16]
 
 
 def _running() -> Path:

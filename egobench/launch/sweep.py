@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from egobench.errors import EXIT_OK, EXIT_TRIALS_FAILED, SweepBusy
+from egobench.launch.foreseen import as_foreseen
 from egobench.launch.order import trial_order
 from egobench.plan.expand import plan, to_cell
 from egobench.plan.select import matches, parse_only
@@ -19,6 +20,7 @@ from egobench.records.outcome import Outcome, OutcomeName
 from egobench.records.store import SweepPaths, read_document, write_document
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.records.trial import Placement, Trial
+from egobench.spec.keep import Save
 from egobench.spec.matrix import load_matrix
 
 WRITERS: Final = 16
@@ -44,6 +46,8 @@ class Wish:
     fail_fast: bool = False
     detach: bool = False
     """Return as soon as everything is submitted."""
+    canary: float = 0.0
+    """Share of the cells predicted to run out of memory that run nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,9 @@ def look_up(matrix: Path, runs: Path, wish: Wish) -> Todo:
     Raises:
         InvalidInput: mistakes in the matrix or in `only`.
     """
-    sweep = plan(load_matrix(matrix, wish.site))
-    paths = SweepPaths(runs.resolve() / sweep.name)
+    planned = plan(load_matrix(matrix, wish.site))
+    paths = SweepPaths(runs.resolve() / planned.name)
+    sweep = as_foreseen(planned, paths, wish.canary)
     where = parse_only(wish.only) if wish.only else {}
     chosen = {cell.cell_id: cell for cell in sweep.runnable() if matches(where, cell.axes)}
     refs = [_ref(paths, chosen[cell_id], trial, wish) for cell_id, trial in trial_order(sweep) if cell_id in chosen]
@@ -144,12 +149,29 @@ def trial_of(sweep: Sweep, planned: PlannedCell, trial: int, paths: SweepPaths) 
         base_folder=sweep.base_folder,
         cache_folder=str(paths.folder.parent / ".cache"),
     )
-    return Trial(sweep=sweep.name, cell=to_cell(sweep, planned), trial=trial, placement=placement)
+    profile = sweep.profile if sweep.profile is not None and matches(sweep.profile.where, planned.axes) else None
+    return Trial(
+        sweep=sweep.name,
+        cell=to_cell(sweep, planned),
+        trial=trial,
+        placement=placement,
+        save=_saved(sweep, planned),
+        profile=profile,
+        parent=planned.parent,
+    )
+
+
+def _saved(sweep: Sweep, planned: PlannedCell) -> Save:
+    """Return what the trials of a cell keep: the whole model where a variant is made from it."""
+    variant = sweep.variant_of(planned)
+    is_source = variant is not None and variant.kind == "distilled"
+    is_source = is_source or any(cell.parent == planned.cell_id and cell.axes.get("variant") for cell in sweep.cells)
+    return sweep.save.model_copy(update={"export": "merged"}) if is_source else sweep.save
 
 
 def nodes_of(sweep: Sweep, planned: PlannedCell) -> int:
     """Return how many nodes a trial of the cell takes."""
-    return math.ceil(int(planned.axes["gpus"]) / sweep.site.gpus_per_node)
+    return math.ceil(planned.num_ranks / sweep.site.gpus_per_node)
 
 
 def exit_code(todo: Todo) -> int:

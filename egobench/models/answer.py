@@ -10,20 +10,7 @@ import torch
 
 from egobench.models.internvl import LoadedModel
 from egobench.models.pixels import from_uint8
-from egobench.models.prompt import Encoded
-
-
-def left_padded(
-    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad prompts on the left; return ids and attention mask."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+from egobench.models.prompt import Encoded, left_padded
 
 
 @torch.no_grad()
@@ -42,7 +29,8 @@ def generate_answers(
     model.eval()
     for start in range(0, len(encoded), batch_size):
         part = encoded[start : start + batch_size]
-        ids, mask = left_padded([item.prompt_ids for item in part], loaded.pad_token_id, device)
+        padded = left_padded([item.prompt_ids for item in part], loaded.pad_token_id)
+        ids, mask = (torch.from_numpy(one).to(device) for one in padded)
         pixels = from_uint8(images[start : start + len(part)], device, dtype)
         out = model.generate(
             input_ids=ids, attention_mask=mask, pixel_values=pixels,

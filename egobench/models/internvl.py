@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoTokenizer,
+    GenerationConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
@@ -20,8 +21,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from egobench.errors import InvalidInput, Mistake
-from egobench.models.dims import NAMED, ModelDims
 from egobench.models.prompt import END, IMAGE_TOKEN, PAD
+from egobench.spec.dims import NAMED, ModelDims
 
 EGOTINY = Path(__file__).parent / "egotiny"
 FAMILY: Any = InternVLForConditionalGeneration  # its methods are untyped
@@ -50,23 +51,27 @@ class LoadedModel:
 
 
 def build(
-    model: Mapping[str, Any], *, attention: str, dtype: torch.dtype, device: torch.device, seed: int
+    model: Mapping[str, Any], *, attention: str | dict[str, str], dtype: torch.dtype, device: torch.device, seed: int
 ) -> LoadedModel:
     """Build what the `model:` mapping of a workload asks for, in evaluation mode, on `device`.
 
     `{"path": FOLDER}` reads a checkpoint; `{"name": NAME, "weights": "random"}` draws weights from `seed`
-    directly on `device` in `dtype`; `{"name": "egotiny"}` reads the shipped weights.
+    directly on `device` in `dtype`, for pictures of another size if `image_px` says so; `{"name": "egotiny"}` reads the
+    shipped weights.
     """
     folder = _folder(model)
     if folder is not None:
         return _from_folder(folder, str(model.get("name") or folder.name), attention, dtype, device)
     name = str(model["name"])
-    config = config_of(NAMED[name])
+    dims = NAMED[name]
+    if image_px := model.get("image_px"):
+        dims = replace(dims, vision=replace(dims.vision, image_px=image_px))
+    config = config_of(dims)
     torch.manual_seed(seed)
     with torch.device(device):
         network = FAMILY._from_config(config, attn_implementation=attention, dtype=dtype)
-    digest = hashlib.sha256(json.dumps([name, asdict(NAMED[name])]).encode()).hexdigest()
-    return _loaded(network, tokenizer_of(EGOTINY), name, digest)
+    digest = hashlib.sha256(json.dumps([name, asdict(dims)]).encode()).hexdigest()
+    return as_loaded(network, tokenizer_of(EGOTINY), name, digest)
 
 
 def config_of(dims: ModelDims) -> InternVLConfig:
@@ -119,13 +124,23 @@ def _mistake(where: str, what: str, allowed: str, todo: str = "") -> Mistake:
     return Mistake(where, what, f"allowed: {allowed}", todo)
 
 
-def _from_folder(folder: Path, name: str, attention: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def _from_folder(
+    folder: Path, name: str, attention: str | dict[str, str], dtype: torch.dtype, device: torch.device
+) -> LoadedModel:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # a log file is no terminal
-    network = FAMILY.from_pretrained(folder, attn_implementation=attention, dtype=dtype, local_files_only=True)
-    return _loaded(network.to(device), tokenizer_of(folder), name, _digest(folder))
+    if device.type == "meta":
+        # Another rank reads the weights. To read them here and move them would also make two parameters of a tied one.
+        with device:
+            config = FAMILY.config_class.from_pretrained(folder, local_files_only=True)
+            network = FAMILY._from_config(config, attn_implementation=attention, dtype=dtype)
+        if (folder / "generation_config.json").is_file():
+            network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    else:
+        network = FAMILY.from_pretrained(folder, attn_implementation=attention, dtype=dtype, local_files_only=True)
+    return as_loaded(network.to(device), tokenizer_of(folder), name, digest_of(folder))
 
 
-def _digest(folder: Path) -> str:
+def digest_of(folder: Path) -> str:
     """Hash small checkpoints whole; name big shards by size and time, which costs no reading."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
@@ -136,7 +151,8 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _loaded(network: Any, tokenizer: Any, name: str, digest: str) -> LoadedModel:
+def as_loaded(network: Any, tokenizer: Any, name: str, digest: str) -> LoadedModel:
+    """Put a network, in evaluation mode, together with what batches need to know about it."""
     config = network.config
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     # Random weights of a large vocabulary still speak egotiny's tokens, whose ids are all valid.

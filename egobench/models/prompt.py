@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from egobench.data.sample import Sample
 
 IGNORED = -100
@@ -18,6 +21,8 @@ IMAGE_START, IMAGE_END, IMAGE_TOKEN = "<img>", "</img>", "<IMG_CONTEXT>"
 SPECIAL_TOKENS = (PAD, START, END, IMAGE_START, IMAGE_END, IMAGE_TOKEN)
 OPENING = f"{START}user\n"
 TURN = f"{END}\n{START}assistant\n"
+
+Padded = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,17 @@ def encode_all(samples: Sequence[Sample], tokenizer: Any, num_image_tokens: int,
         )
     truncated = sum(item.num_truncated > 0 for item in encoded)
     return EncodedSet(tuple(kept), tuple(encoded), len(samples) - len(kept), truncated)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Padded, Padded]:
+    """Pad prompts on the left; return their ids and the attention mask, int64 [rows, width] both."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = np.full((len(prompts), width), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 @dataclass(frozen=True)

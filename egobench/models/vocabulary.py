@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from egobench.data.egoworld.generate import Recipe, generate
-from egobench.models.dims import TINY_VOCAB
 from egobench.models.prompt import END, OPENING, PAD, SPECIAL_TOKENS, TURN
+from egobench.spec.dims import TINY_VOCAB
 
 
 def train_tokenizer(num_samples: int = 20_000, seed: int = 0) -> Any:

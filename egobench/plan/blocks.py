@@ -130,11 +130,17 @@ def _included(loaded: LoadedMatrix) -> Iterator[Block]:
 
 
 def _variants(loaded: LoadedMatrix) -> Iterator[Block]:
-    trained = (*_product(loaded), *_included(loaded))
-    for variant in dict.fromkeys((one.name, tuple(one.where.items())) for one in loaded.matrix.variants):
-        name, where = variant
-        for block in restrict(trained, dict(where)):
-            yield replace(block, fixed={**block.fixed, VARIANT: name})
+    made: dict[str | None, tuple[Block, ...]] = {None: (*_product(loaded), *_included(loaded))}
+    for variant in loaded.matrix.variants:
+        sources = restrict(made[variant.of], variant.where)
+        made[variant.name] = tuple(replace(one, fixed={**one.fixed, VARIANT: variant.name}) for one in sources)
+        yield from made[variant.name]
+
+
+def source_of(loaded: LoadedMatrix, block: Block) -> dict[str, AxisValue]:
+    """Return in which axis a variant differs from the cell that it is made from; nothing: from a trained cell."""
+    made = next((one for one in loaded.matrix.variants if one.name == block.fixed.get(VARIANT)), None)
+    return {} if made is None or made.of is None else {VARIANT: made.of}
 
 
 def resolve(given: Mapping[str, AxisValue], name: str, workload: Workload) -> dict[str, AxisValue]:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from types import MappingProxyType
 
 from egobench.errors import InvalidInput, Mistake
-from egobench.plan.blocks import VARIANT, Block, blocks_of, restrict, varied_axes
+from egobench.plan.blocks import VARIANT, Block, blocks_of, restrict, source_of, varied_axes
 from egobench.plan.depends import depends_mistakes
 from egobench.plan.finders import Index, Mark, Wait, drill_at
 from egobench.plan.identity import (
@@ -29,9 +29,12 @@ from egobench.plan.identity import (
 from egobench.plan.parents import Parents
 from egobench.plan.verdicts import Verdicts
 from egobench.spec.axes import AxisValue
+from egobench.spec.keep import Profile
 from egobench.spec.layout import Where
 from egobench.spec.matrix import LoadedMatrix
 from egobench.spec.mistakes import in_order
+from egobench.spec.source import Loc
+from egobench.spec.variants import lineage
 
 CellText = tuple[str, str, Mark, str]
 """Id, axes as JSON members (sorted, without braces), mark, id of the parent (empty: none)."""
@@ -155,7 +158,9 @@ class _Identity:
         self.slugs = _Template(words, "-", verdicts, lambda axis, value: slug_word(axis, change.get(axis, value)))
         digest = digests[str(change.get("workload", block.workload))]
         drills = (None, *range(len(loaded.matrix.drills)))
-        self.tails = {number: tail_of_identity(drill_at(loaded, number), digest) for number in drills}
+        variant = None if without == VARIANT else change.get(VARIANT, block.fixed.get(VARIANT))
+        line = lineage(loaded.matrix.variants, str(variant)) if variant is not None else ()
+        self.tails = {number: tail_of_identity(drill_at(loaded, number), digest, line) for number in drills}
 
 
 class _ParentIds:
@@ -169,8 +174,10 @@ class _ParentIds:
     def at(self, outer: Index, place: int, wait: Wait) -> str:
         """Return the id of the parent of the inner point number `place`."""
         if wait.entry not in self._known:
-            change = self._loaded.matrix.depends[wait.entry].parent if wait.entry is not None else {}
-            without = VARIANT if wait.entry is None else ""
+            change = source_of(self._loaded, self._verdicts.block)
+            if wait.entry is not None:
+                change = self._loaded.matrix.depends[wait.entry].parent
+            without = VARIANT if not change else ""
             self._known[wait.entry] = _Identity(self._verdicts, self._loaded, self._digests, change, without)
         identity = self._known[wait.entry]
         members = identity.axes.at(outer) % identity.axes.inner[place]
@@ -203,8 +210,30 @@ def _idle_selections(loaded: LoadedMatrix, blocks: tuple[Block, ...]) -> Iterato
     }.items():
         for number, where in enumerate(selections):
             if not restrict(blocks, where):
-                what, loc = "selects no point of this matrix", (section, number, "where")
-                yield loaded.source.mistake(loc, what, _values_there(where, blocks), "change or remove it")
+                yield _idle(loaded, (section, number, "where"), where, blocks)
+    if matrix.profile is not None:
+        yield from _idle_profile(loaded, matrix.profile, blocks)
+
+
+def _idle(loaded: LoadedMatrix, loc: Loc, where: Where, blocks: tuple[Block, ...]) -> Mistake:
+    what = "selects no point of this matrix"
+    return loaded.source.mistake(loc, what, _values_there(where, blocks), "change or remove it")
+
+
+def _idle_profile(loaded: LoadedMatrix, profile: Profile, blocks: tuple[Block, ...]) -> Iterator[Mistake]:
+    """Yield a mistake for a profile of no cell, and per step that no cell of it takes."""
+    watched = restrict(blocks, profile.where)
+    if not watched:
+        yield _idle(loaded, ("profile", "where"), profile.where, blocks)
+        return
+    most = max(int(value) for block in watched for value in block.values("num_steps"))
+    for index, step in enumerate(profile.steps):
+        if step >= most:
+            what, allowed = (
+                f"{step}, but no cell that is profiled has more than {most} steps",
+                f"allowed: 0 to {most - 1}",
+            )
+            yield loaded.source.mistake(("profile", "steps", index), what, allowed)
 
 
 def _values_there(where: Where, blocks: tuple[Block, ...]) -> str:
@@ -230,7 +259,7 @@ def _baselines(
     if where is None:
         return {}, []
     selected: dict[str, list[Block]] = {}
-    for block in restrict(blocks, where):
+    for block in restrict(parents.trained, where):
         selected.setdefault(block.workload, []).append(block)
     if not selected:
         return {}, [_no_baseline(loaded, "selects no cell", _values_there(where, blocks))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,17 @@ def plan_command(
     Raises:
         InvalidInput: a mistake in the matrix, in a file that it names, or in `only`.
     """
+    # A plan makes many small things and no cycles: the collector would look at all of them again and again.
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _plan(matrix, form, only, stream, site)
+    finally:
+        if was_collecting:
+            gc.enable()
+
+
+def _plan(matrix: str | Path, form: Format, only: str | None, stream: IO[str] | None, site: str | None) -> int:
     where = parse_only(only) if only is not None else None
     expansion = expand(load_matrix(matrix, site))
     for remark in remarks(expansion):

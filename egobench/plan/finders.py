@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from egobench.plan.blocks import Block
+from egobench.plan.blocks import VARIANT, Block
+from egobench.plan.foresight import Foresight
 from egobench.plan.rules import RULES, Rule, Setting, surroundings
+from egobench.predict.forecast import Forecast
+from egobench.records.outcome import OutcomeName
 from egobench.records.trial import Drill
 from egobench.spec.axes import AxisValue
 from egobench.spec.layout import Where
@@ -41,6 +44,20 @@ class Mark(NamedTuple):
     """Which drill of the matrix it gets."""
     gpus: int
     wait: Wait | None = None
+    forecast: Forecast | None = None
+    """None: the point is dropped for another reason than its prediction."""
+
+    @property
+    def outcome(self) -> OutcomeName:
+        """Return what the plan says of the point."""
+        if not self.because:
+            return "pending"
+        return "predicted_oom" if self.forecast is not None else "incompatible"
+
+    @property
+    def trial_s(self) -> float | None:
+        """Return how long a trial is predicted to take."""
+        return None if self.forecast is None else self.forecast.predicted_trial_s
 
 
 @dataclass(frozen=True)
@@ -60,16 +77,26 @@ class Finder:
 class Finders:
     """Everything that is asked about the points of one block, but for their parents."""
 
-    def __init__(self, block: Block, loaded: LoadedMatrix) -> None:
+    def __init__(self, block: Block, loaded: LoadedMatrix, foresight: Foresight) -> None:
         self._drops = [*_exclusions(block, loaded), *_rules(block, loaded)]
         self._drills = list(_drills(block, loaded))
-        self._gpus = _gpus(block)
-        self.reads = {place for finder in (*self._drops, *self._drills, self._gpus) for place in finder.reads}
+        self._gpus = _gpus(block, loaded)
+        self._foresight = foresight.of(block)
+        # Comparing all cells with nothing would cost more than a baseline that fails: it runs, whatever is predicted.
+        baseline = selection(block, loaded.matrix.baseline, "baseline") if loaded.matrix.baseline is not None else None
+        self._kept = [baseline] if baseline is not None else []
+        finders = (*self._drops, *self._drills, *self._kept, self._gpus)
+        self.reads = {place for finder in finders for place in finder.reads} | set(self._foresight.reads)
 
     def mark(self, index: Sequence[int]) -> Mark:
         """Return the mark of one point, its parent left out."""
-        drill = _first(self._drills, index)
-        return Mark(_first(self._drops, index), int(drill) if drill else None, int(self._gpus.at(index)))
+        found = _first(self._drills, index)
+        drill, gpus = int(found) if found else None, int(self._gpus.at(index))
+        if because := _first(self._drops, index):
+            return Mark(because, drill, gpus)
+        forecast = self._foresight.at(index)
+        because = forecast.oom if forecast.oom and not _first(self._kept, index) else ""
+        return Mark(because, drill, gpus, forecast=forecast)
 
 
 def _first(finders: list[Finder], index: Sequence[int]) -> str:
@@ -114,7 +141,7 @@ def drill_at(loaded: LoadedMatrix, number: int | None) -> Drill | None:
 
 
 def _rules(block: Block, loaded: LoadedMatrix) -> Iterator[Finder]:
-    setting = surroundings(loaded.site, loaded.workloads[block.workload])
+    setting = surroundings(loaded.site, loaded.workloads[block.workload], loaded.matrix.variants)
     for rule in RULES:
         finder = _rule(block, rule, setting)
         if finder is not None:
@@ -139,9 +166,10 @@ def _rule(block: Block, rule: Rule, setting: Callable[[Mapping[str, AxisValue]],
     return Finder(reads, lambda index: reasons.get(index, "")) if reasons else None
 
 
-def _gpus(block: Block) -> Finder:
-    if "gpus" in block.fixed:
-        only = str(block.fixed["gpus"])
+def _gpus(block: Block, loaded: LoadedMatrix) -> Finder:
+    alone = {one.name for one in loaded.matrix.variants if one.is_alone}
+    if "gpus" in block.fixed or block.fixed.get(VARIANT) in alone:
+        only = "1" if block.fixed.get(VARIANT) in alone else str(block.fixed["gpus"])
         return Finder((), lambda _: only)
     place = next(place for place, one in enumerate(block.dimensions) if "gpus" in one.names)
     dimension = block.dimensions[place]

@@ -4,7 +4,8 @@ The hash is the first 12 hex digits of the SHA-256 of
 
     {"axes": {every axis: its value}, "drill": null or the drill, "workload": SHA-256 of the workload}
 
-as JSON with sorted keys and no spaces. The workload counts without its prose and without the numbers
+as JSON with sorted keys and no spaces; that of a variant has also "variant": the settings of it and of those that it is
+made from. The workload counts without its prose and without the numbers
 that are axes (their resolved values stand under `axes`); the site and the matrix do not count.
 """
 
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from egobench.records.trial import Drill
+from egobench.spec.variants import Variant
 from egobench.spec.workload import Workload
 
 HASH_DIGITS: Final = 12
@@ -49,10 +51,11 @@ def head_of_identity() -> str:
     return '{"axes":{'
 
 
-def tail_of_identity(drill: Drill | None, digest: str) -> str:
-    """Return what stands after the axes in a cell's canonical JSON."""
+def tail_of_identity(drill: Drill | None, digest: str, line: Sequence[Variant] = ()) -> str:
+    """Return what stands after the axes in a cell's canonical JSON; `line`: of a variant, the oldest ancestor first."""
     rehearsed = None if drill is None else drill.model_dump(mode="json", include=set(Drill.model_fields))
-    return "}," + canonical({"drill": rehearsed, "workload": digest})[1:]
+    made = {"variant": [one.identity() for one in line]} if line else {}
+    return "}," + canonical({"drill": rehearsed, **made, "workload": digest})[1:]
 
 
 def slug_word(axis: str, value: object) -> str:
@@ -60,8 +63,10 @@ def slug_word(axis: str, value: object) -> str:
     return f"{value}gpu" if axis == "gpus" else _SHORT.get((axis, str(value)), str(value))
 
 
-def cell_id_of(axes: Mapping[str, Any], workload: Workload, drill: Drill | None = None) -> str:
+def cell_id_of(
+    axes: Mapping[str, Any], workload: Workload, drill: Drill | None = None, line: Sequence[Variant] = ()
+) -> str:
     """Return the id of one cell, the slow and plain way; `expand.py` makes the same ids in bulk."""
-    text = head_of_identity() + canonical(dict(axes))[1:-1] + tail_of_identity(drill, workload_digest(workload))
+    text = head_of_identity() + canonical(dict(axes))[1:-1] + tail_of_identity(drill, workload_digest(workload), line)
     slug = "-".join(slug_word(axis, axes[axis]) for axis in SLUG_AXES if axis in axes)
     return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]}"

@@ -11,7 +11,8 @@ from typing import IO, Any, Final
 
 from egobench.plan.cells import CellText, Expansion
 from egobench.plan.expand import axes_of
-from egobench.plan.finders import drill_at
+from egobench.plan.finders import Mark, drill_at
+from egobench.plan.outlook import COLUMNS, SHOWN, columns_of, outlook_lines, pruned_lines, shown_of
 from egobench.plan.parents import shown
 from egobench.plan.tally import Request, Tally, tally
 from egobench.spec.axes import AXES
@@ -20,7 +21,9 @@ from egobench.units import format_count, significant
 
 _ROWS_AT_ONCE: Final = 4096
 _MOST_SHOWN: Final = 40
-_COLUMNS: Final = ("cell_id", "outcome", "because", *AXES, "parent", "needs")
+_SHOWN_SHORT: Final = ("predicted", "GiB", "step", "tokens/s", "GPU-hours")
+"""Headers of `SHOWN` in the summary."""
+_COLUMNS: Final = ("cell_id", "outcome", "because", *AXES, "parent", "needs", *COLUMNS)
 
 
 def tally_of(expansion: Expansion, only: Where | None) -> Tally:
@@ -43,6 +46,7 @@ def write_json(expansion: Expansion, only: Where | None, stream: IO[str]) -> Non
         "ledger": counts.ledger,
         "dropped": [{"because": because, "num_cells": count} for because, count in counts.dropped.items()],
         "requests": [asdict(request) for request in counts.requests],
+        "predicted": asdict(counts.outlook),
         "waiting": [_waiting_row(expansion, number, count) for number, count in counts.waiting.items()],
     }
     stream.write(json.dumps(head, indent=1)[:-2] + ',\n "cells": [')
@@ -64,7 +68,7 @@ def _json_cells(expansion: Expansion, only: Where | None) -> Iterator[str]:
         end = ends.get(mark)
         if end is None:
             drill = drill_at(expansion.loaded, mark.drill)
-            facts: dict[str, Any] = {"outcome": _outcome(mark.because), "because": mark.because}
+            facts: dict[str, Any] = {"outcome": mark.outcome, "because": mark.because} | _known(expansion, mark)
             if drill is not None:
                 facts["drill"] = drill.model_dump(mode="json")
             if mark.wait is not None:
@@ -75,31 +79,37 @@ def _json_cells(expansion: Expansion, only: Where | None) -> Iterator[str]:
         yield f'{{"cell_id": "{cell_id}", "axes": {{{members}{end}'
 
 
-def _outcome(because: str) -> str:
-    return "incompatible" if because else "pending"
+def _known(expansion: Expansion, mark: Mark) -> dict[str, Any]:
+    """Return the columns of a prediction that say something."""
+    loaded = expansion.loaded
+    columns = columns_of(mark, loaded.site, loaded.matrix.trials)
+    return {name: value for name, value in columns.items() if value not in (None, "")}
 
 
-def _row(cell: CellText) -> list[Any]:
+def _row(expansion: Expansion, cell: CellText) -> list[Any]:
     cell_id, members, mark, parent = cell
-    axes = axes_of(members)
+    axes, predicted = axes_of(members), _known(expansion, mark)
     needs = mark.wait.needs if mark.wait is not None else ""
-    return [cell_id, _outcome(mark.because), mark.because, *(axes[name] for name in AXES), parent, needs]
+    tail = (predicted.get(name, "") for name in COLUMNS)
+    return [cell_id, mark.outcome, mark.because, *(axes[name] for name in AXES), parent, needs, *tail]
 
 
 def write_csv(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
     """Write one CSV row per cell."""
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_COLUMNS)
-    writer.writerows(map(_row, expansion.cells(only)))
+    writer.writerows(_row(expansion, cell) for cell in expansion.cells(only))
 
 
 def write_markdown(expansion: Expansion, only: Where | None, stream: IO[str]) -> None:
-    """Write a Markdown table: the varied axes, outcome and reason of every cell, and what it waits for."""
+    """Write a Markdown table: the varied axes of every cell, its outcome, why, what it waits for, what is predicted."""
+    predicted = SHOWN if _is_any_predicted(tally_of(expansion, only)) else ()
     waits = ("parent", "needs") if expansion.loaded.matrix.depends else ()
-    columns = ("cell_id", *expansion.varied, "outcome", "because", *waits)
+    columns = ("cell_id", *expansion.varied, "outcome", "because", *waits, *predicted)
     stream.write(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n")
     for cell in expansion.cells(only):
-        values = dict(zip(_COLUMNS, _row(cell), strict=True))
+        values = dict(zip(_COLUMNS, _row(expansion, cell), strict=True))
+        values |= dict(zip(SHOWN, shown_of(cell[2], expansion.loaded.matrix.trials), strict=True))
         stream.write("| " + " | ".join(str(values[column]).replace("|", "\\|") for column in columns) + " |\n")
 
 
@@ -117,6 +127,8 @@ def summary(expansion: Expansion, only: Where | None) -> Iterator[str]:
     yield from _cells_that_run(expansion, only, counts)
     yield from _waiting(expansion, counts)
     yield from _dropped(counts)
+    yield from pruned_lines(expansion.cells(only), counts.ledger["predicted_oom"])
+    yield from outlook_lines(counts.outlook, counts.ledger["pending"])
     yield from _asked(expansion, counts)
     parts = " + ".join(f"{count:,} {name}" for name, count in counts.ledger.items() if count and name != "planned")
     yield f"ledger: {counts.ledger['planned']:,} planned = {parts or '0'}"
@@ -129,21 +141,32 @@ def _cells_that_run(expansion: Expansion, only: Where | None, counts: Tally) -> 
         yield ""
         return
     runs = (cell for cell in expansion.cells(only) if not cell[2].because)
-    rows = [_shown(expansion, cell) for cell in itertools.islice(runs, _MOST_SHOWN)]
+    predicted = _SHOWN_SHORT if _is_any_predicted(counts) else ()
+    rows = [_shown(expansion, cell, bool(predicted)) for cell in itertools.islice(runs, _MOST_SHOWN)]
     yield f"Runs: {_plural(num_runs, 'cell')} x {_plural(expansion.loaded.matrix.trials, 'trial')}"
-    yield from _table([["", *expansion.varied, "cell"], *rows])
+    yield from _table([["", *expansion.varied, *predicted, "cell"], *rows])
     if num_runs > len(rows):
         yield f"  ... and {num_runs - len(rows):,} more (--json, --csv or --md lists all)"
     yield ""
 
 
-def _shown(expansion: Expansion, cell: CellText) -> list[str]:
+def _is_any_predicted(counts: Tally) -> bool:
+    return any(counts.outlook.verdicts.values())
+
+
+def _shown(expansion: Expansion, cell: CellText, is_predicted: bool) -> list[str]:
     cell_id, members, mark, parent = cell
     axes = axes_of(members)
     note = " (drill)" if mark.drill is not None else ""
     note += f" (waits for {parent})" if parent else ""
     sign = "*" if cell_id in expansion.baselines.values() else ""
-    return [sign, *(str(axes[name]) for name in expansion.varied), cell_id + note + (" (baseline)" if sign else "")]
+    predicted = shown_of(mark, expansion.loaded.matrix.trials) if is_predicted else []
+    return [
+        sign,
+        *(str(axes[name]) for name in expansion.varied),
+        *predicted,
+        cell_id + note + (" (baseline)" if sign else ""),
+    ]
 
 
 def _waiting(expansion: Expansion, counts: Tally) -> Iterator[str]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from egobench.plan.blocks import VARIANT, Block
+from egobench.plan.blocks import VARIANT, Block, source_of
 from egobench.plan.finders import Finder, Finders, Index, Mark, Wait, selection
+from egobench.plan.foresight import Foresight
 from egobench.spec.axes import AxisValue
 from egobench.spec.matrix import LoadedMatrix
 
@@ -20,7 +21,9 @@ class Parents:
 
     def __init__(self, loaded: LoadedMatrix, blocks: Sequence[Block]) -> None:
         self.loaded = loaded
+        self.blocks = tuple(blocks)
         self.trained = tuple(block for block in blocks if VARIANT not in block.fixed)
+        self.foresight = Foresight(loaded, self.blocks)
         self._known: dict[int, tuple[Finders, Waits | None]] = {}
 
     def waits(self, block: Block) -> Waits | None:
@@ -35,13 +38,13 @@ class Parents:
         return Waits(block, found, self) if found else None
 
     def mark(self, point: Point) -> Mark:
-        """Return the whole mark of a trained point of the matrix."""
+        """Return the whole mark of a point of the matrix."""
         place = self._place(point)
         assert place is not None, "`depends.py` has refused what waits for no cell"
         number, index = place
         if number not in self._known:
-            block = self.trained[number]
-            self._known[number] = Finders(block, self.loaded), self.waits(block)
+            block = self.blocks[number]
+            self._known[number] = Finders(block, self.loaded, self.foresight), self.waits(block)
         finders, waits = self._known[number]
         mark = finders.mark(index)
         return mark if waits is None else waits.judge(index, mark)
@@ -59,7 +62,7 @@ class Parents:
         names = {name for entry in self.loaded.matrix.depends for name in (*entry.where, *entry.parent)}
         for block in self.trained:
             if block.dimensions:
-                for place in Finders(block, self.loaded).reads:
+                for place in Finders(block, self.loaded, self.foresight).reads:
                     names.update(block.dimensions[place].names)
         if any(self._leaves_its_product(block) for block in self.trained):
             names.update(name for block in self.trained for one in block.dimensions for name in one.names)
@@ -80,8 +83,10 @@ class Parents:
         if key in self._single:
             return self._single[key], ()
         for number, rows in self._products.get(str(point["workload"]), ()):
-            block = self.trained[number]
-            if all(point[axis] == value for axis, value in block.fixed.items()):
+            block = self.blocks[number]
+            if point.get(VARIANT) == block.fixed.get(VARIANT) and all(
+                point[axis] == value for axis, value in block.fixed.items()
+            ):
                 found = [
                     known.get(tuple([point[name] for name in one.names]))
                     for one, known in zip(block.dimensions, rows, strict=True)
@@ -92,14 +97,14 @@ class Parents:
 
     @cached_property
     def _single(self) -> dict[tuple[tuple[str, AxisValue], ...], int]:
-        alone = ((number, block) for number, block in enumerate(self.trained) if not block.dimensions)
+        alone = ((number, block) for number, block in enumerate(self.blocks) if not block.dimensions)
         return {tuple(sorted(block.fixed.items())): number for number, block in alone}
 
     @cached_property
     def _products(self) -> dict[str, list[tuple[int, list[dict[tuple[AxisValue, ...], int]]]]]:
         """Workload -> its products: number, and for each dimension row -> index."""
         found: dict[str, list[tuple[int, list[dict[tuple[AxisValue, ...], int]]]]] = {}
-        for number, block in enumerate(self.trained):
+        for number, block in enumerate(self.blocks):
             if block.dimensions:
                 rows = [{row: index for index, row in enumerate(one.rows)} for one in block.dimensions]
                 found.setdefault(block.workload, []).append((number, rows))
@@ -108,8 +113,8 @@ class Parents:
     def _product_around(self, image: Block) -> Block | None:
         """Return the product whose fixed axes are those of `image`."""
         for number, _ in self._products.get(image.workload, ()):
-            if self.trained[number].fixed == image.fixed:
-                return self.trained[number]
+            if self.blocks[number].fixed == image.fixed:
+                return self.blocks[number]
         return None
 
 
@@ -131,12 +136,13 @@ class Waits:
         if number == -1:
             return mark
         entry = self._parents.loaded.matrix.depends[number] if number is not None else None
-        parent = self._parents.mark(self._point(index, entry.parent if entry is not None else {}))
+        source = source_of(self._parents.loaded, self._block)
+        parent = self._parents.mark(self._point(index, entry.parent if entry is not None else source))
         wait = Wait(number, entry.needs if entry is not None else "ok", parent.drill)
         if mark.because or not parent.because:
             return mark._replace(wait=wait)
         which = f"its parent ({shown(entry.parent)})" if entry is not None else "the cell that it is a variant of"
-        return mark._replace(wait=wait, because=f"{which} was dropped: {parent.because}")
+        return mark._replace(wait=wait, because=f"{which} was dropped: {parent.because}", forecast=None)
 
     def _point(self, index: Sequence[int], change: Point) -> Point:
         point = {axis: value for axis, value in self._block.fixed.items() if axis != VARIANT}

@@ -58,7 +58,7 @@ def _values(axis: Axis, text: str, mistakes: list[Mistake]) -> list[AxisValue]:
 
 
 def _value(axis: Axis, word: str) -> AxisValue | None:
-    if axis.kind is str:
+    if axis.kind is str or word in axis.words:
         return word or None
     try:
         return axis.kind(word)

@@ -28,7 +28,7 @@ class Verdicts:
         self.sizes = tuple(len(dimension.rows) for dimension in block.dimensions)
         self.split = _split(self.sizes)
         """Dimensions before it are walked one by one, those from it on are the inner points."""
-        self._finders = Finders(block, loaded)
+        self._finders = Finders(block, loaded, parents.foresight)
         self._waits = parents.waits(block)
         reads = self._finders.reads | (self._waits.reads if self._waits is not None else set())
         self._outer_reads = tuple(place for place in range(self.split) if place in reads)

@@ -9,7 +9,7 @@ the device has passed it; on CPU it is `time.perf_counter`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -100,6 +100,8 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._moment: type[CpuMoment] | type[CudaMoment] = CudaMoment if device.type == "cuda" else CpuMoment
         self._marks: list[tuple[Phase, Moment]] = []
+        self.watch: Callable[[Phase], None] | None = None
+        """Told of every phase of every step that is measured, when it has begun."""
 
     def restart(self) -> None:
         """Begin the next step now: what happened since the last one belongs to no step."""
@@ -108,6 +110,8 @@ class PhaseClock:
     def enter(self, phase: Phase) -> None:
         """Note that a phase begins."""
         self._marks.append((phase, self._moment()))
+        if self.watch is not None:
+            self.watch(phase)
 
     def lap(self) -> Lap:
         """End the step; the next one begins at the same moment, with its data phase."""

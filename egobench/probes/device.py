@@ -65,6 +65,10 @@ class GpuSampler:
         """Return the use between two Unix times."""
         return usage(self.readings, begin, end)
 
+    def usage_of(self, spans: Sequence[tuple[float, float]]) -> Usage:
+        """Return the use over several windows together, without what lies between them."""
+        return together([self.usage(begin, end) for begin, end in spans], [end - begin for begin, end in spans])
+
     def _run(self) -> None:
         while not self._stop.is_set():
             self.readings.append(self._read())
@@ -139,6 +143,21 @@ def usage(readings: Sequence[Reading], begin: float, end: float) -> Usage:
         energy_j=energy,
         power_w=energy / seconds if energy is not None and seconds > 0 else None,
         utilisation=sum(busy) / len(busy) if busy else None,
+    )
+
+
+def together(parts: Sequence[Usage], seconds: Sequence[float]) -> Usage:
+    """Return the use over windows of these lengths, s: energies add up, utilisation is weighted."""
+    energies = [part.energy_j for part in parts if part.energy_j is not None]
+    busy = [
+        (part.utilisation, length) for part, length in zip(parts, seconds, strict=True) if part.utilisation is not None
+    ]
+    energy = sum(energies) if energies and len(energies) == len(parts) else None
+    total_s, busy_s = sum(seconds), sum(length for _, length in busy)
+    return Usage(
+        energy_j=energy,
+        power_w=energy / total_s if energy is not None and total_s > 0 else None,
+        utilisation=sum(share * length for share, length in busy) / busy_s if busy_s > 0 else None,
     )
 
 

@@ -40,14 +40,22 @@ class Retry(Record):
     outcomes: tuple[OutcomeName, ...] = ()
     """Launched again whatever the cause, as `--retry` named them; an interrupted trial is launched again anyway."""
     max_attempts: int = Field(default=3, ge=1)
-    """Launches of one trial at most, counted from the attempt that is asked for."""
+    """Launches of one trial at most, counted from the attempt that is asked for; an interrupted one does not count
+    where a later one goes on from a checkpoint of it."""
 
     def is_final(self, outcome: Outcome, ref: TrialRef) -> bool:
         """Return whether no further launch is to follow."""
         if outcome.attempt < ref.attempt:
             return False
         may_repeat = outcome.interrupted or outcome.outcome in self.outcomes
-        return not may_repeat or outcome.attempt >= ref.attempt + self.max_attempts - 1
+        return not may_repeat or outcome.attempt - _num_gains(outcome) >= ref.attempt + self.max_attempts - 1
+
+
+def _num_gains(outcome: Outcome) -> int:
+    """Return how many interrupted attempts brought the trial nearer to its end: a later one went on from there."""
+    if not outcome.interrupted or outcome.measures is None:
+        return 0
+    return len(set(outcome.measures.resumed_at))
 
 
 class Allocation(Record):

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from egobench.records.allocation import AllocationPaths, Claim, last_start, living_claim
+from egobench.records.checkpoint import FRESH, remove
 from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome
 from egobench.records.store import TrialPaths, create_document, disk_errors, read_document
 
 VANISHED: Final = "its allocation vanished"
-_STAYS: Final = frozenset({"trial.json", "attempts"})
+_STAYS: Final = frozenset({"trial.json", "attempts", "checkpoint"})
 
 
 def attempt_of_leftovers(paths: TrialPaths) -> int | None:
@@ -95,10 +96,16 @@ def settle_vanished(paths: TrialPaths) -> None:
 
 
 def archive(paths: TrialPaths) -> None:
-    """Move everything but the trial itself to `attempts/<k>/`; done again after an interruption, it goes on."""
+    """Move everything but the trial itself to `attempts/<k>/`; done again after an interruption, it goes on.
+
+    A checkpoint stays, for the next attempt to go on from, unless that one is to begin anew.
+    """
     number = attempt_of_leftovers(paths)
     if number is None:
         return
+    outcome = read_document(paths.outcome, Outcome)
+    if outcome is not None and outcome.outcome in FRESH:
+        remove(paths.checkpoints)
     target = paths.attempts / str(number)
     with disk_errors(target):
         target.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -49,9 +50,14 @@ def code_state(package: Path = _ROOT) -> CodeState:
 @functools.cache
 def code_digest(package: Path = _ROOT) -> str:
     """Digest egobench's own source files: the code as it is, committed or not."""
+    return digest_files(package, package.rglob("*.py"))
+
+
+def digest_files(folder: Path, files: Iterable[Path]) -> str:
+    """Digest names, relative to the folder, and contents."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(files):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

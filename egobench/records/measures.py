@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from egobench.spec.strict import Record
+
+Excluded = Literal["", "profiled", "resumed", "saved"]
 
 
 class Step(Record):
@@ -35,6 +39,16 @@ class Step(Record):
     """CUDA: max_memory_allocated so far. CPU: peak RSS so far minus the RSS before the model was built."""
     peak_reserved_bytes: int | None = None
     """CUDA: max_memory_reserved so far."""
+    model_flops: float = 0.0
+    """What the update needs: real tokens, logits of supervised ones, nothing twice (`egobench/predict/flops.py`).
+
+    0: not known."""
+    hardware_flops: float = 0.0
+    """What is executed for it: padding and recomputed activations too."""
+    excluded: Excluded = ""
+    """Why the step is in no timing."""
+    skipped: bool = False
+    """The loss scaler skipped the update, because a gradient overflowed (fp16)."""
 
 
 class StepRecord(Step):
@@ -51,8 +65,38 @@ class MergedStep(Step):
     """Inside the steady-state window that throughput is computed over."""
 
 
-class Answers(Record):
-    """Accuracy over the validation questions, SQuAD v2 rule, in points of 0-100."""
+class MemorySplit(Record):
+    """What the peak of a rank consists of, in bytes."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    """What the forward pass of a micro-step leaves for the backward pass."""
+    other_bytes: int
+    """The rest of the peak: temporaries, buckets, gathered parameters; on a CPU also allocator and libraries."""
+    host_bytes: int = 0
+    """Parameters and optimizer states of a GPU's rank that are kept in host memory; no part of the peak."""
+
+
+class Kernels(Record):
+    """Where the time of profiled steps went, seconds per step, by kind of kernel."""
+
+    num_steps: int
+    matmul_s: float
+    attention_s: float
+    elementwise_s: float
+    communication_s: float
+    optimizer_s: float
+    other_s: float
+    idle_s: float
+    """The device waited for the host; on a CPU: outside any operator."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The kernels that took longest: name, seconds per step."""
+
+
+class Score(Record):
+    """EM and F1 of some questions, SQuAD v2 rule, in points of 0-100."""
 
     num_questions: int
     em: float
@@ -62,6 +106,17 @@ class Answers(Record):
     f1: float
     f1_low: float
     f1_high: float
+
+
+class CategoryScore(Score):
+    """Accuracy over the questions of one category."""
+
+    category: str
+
+
+class Answers(Score):
+    """Accuracy over the validation questions, and what it took to ask them."""
+
     eval_time_s: float
     generated_tokens: int
 
@@ -108,6 +163,22 @@ class Measures(Record):
     num_trainable_parameters: int
     first_loss: float
     final_loss: float
+    model_flops_per_s: float | None = None
+    """All ranks, over the window; None where the formula does not know the model."""
+    mfu: float | None = None
+    """Model FLOP/s over the datasheet's peak of the precision, 0-1; None on unknown hardware."""
+    hfu: float | None = None
+    """The same for the FLOPs that were executed, padding and recomputation included."""
+    memory: MemorySplit | None = None
+    """Of the rank with the largest peak."""
+    kernels: Kernels | None = None
+    """Of the first rank's profiled steps."""
+    micro_batch_size: int | None = None
+    """What `max` came to; None where the matrix gave a number."""
+    num_skipped_steps: int = 0
+    """Updates that the loss scaler skipped."""
+    resumed_at: tuple[int, ...] = ()
+    """Steps at which a later attempt went on."""
     before: Answers | None = None
     after: Answers | None = None
 

@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 from pydantic import Field
 
 from egobench.records.measures import Measures
+from egobench.records.variant import VariantMeasures
 from egobench.spec.strict import Record
 
 OutcomeName = Literal[
@@ -63,3 +64,5 @@ class Outcome(Record):
     failure: Failure | None = None
     measures: Measures | None = None
     """What was measured; also of a failed trial, as far as it came, but then never compared."""
+    variant: VariantMeasures | None = None
+    """Of a variant's trial."""

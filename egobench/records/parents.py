@@ -43,9 +43,10 @@ def give_up(trial: TrialPaths, ref: TrialRef, parent: Outcome) -> Outcome:
     attempt = max(ref.attempt, next_attempt(trial))
     archive(trial)
     now = time.time()
+    why = f": {parent.because}" if parent.because else ""
     document = Outcome(
         outcome="parent_failed",
-        because=f"{parent.cell_id} trial {parent.trial}, which it needs, ended as {parent.outcome}",
+        because=f"{parent.cell_id} trial {parent.trial}, which it needs, ended as {parent.outcome}{why}",
         cell_id=ref.cell_id,
         trial=ref.trial,
         attempt=attempt,

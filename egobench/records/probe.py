@@ -59,6 +59,8 @@ class NodeAnswer(Record):
     problem: str = ""
     """Why torch cannot be imported, or why the GPUs cannot be looked at."""
     packages: dict[str, str] = {}
+    absent: tuple[str, ...] | None = None
+    """Packages and commands of runtimes that are not there; None: an older egobench answered."""
     cuda: str | None = None
     """That torch was built for."""
     nccl: str | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from egobench.records.measures import Answers
+from egobench.records.measures import Answers, Kernels, MemorySplit
 from egobench.records.outcome import Failure, OutcomeName
 from egobench.records.provenance import Binding
+from egobench.records.variant import VariantMeasures
 from egobench.spec.strict import Record
 
 
@@ -29,9 +30,19 @@ class RankSummary(Record):
     """This rank's GPU, over the steady-state window."""
     power_w: float | None = None
     gpu_utilisation: float | None = None
+    memory: MemorySplit | None = None
+    kernels: Kernels | None = None
+    """Rank 0 only."""
+    peak_flops: float | None = None
+    """The datasheet's, of this rank's device at the trial's precision; None: unknown hardware."""
+    micro_batch_size: int | None = None
+    """What the search for `max` found."""
+    resumed_at: tuple[int, ...] = ()
     before: Answers | None = None
     """Rank 0 only; so is `after`."""
     after: Answers | None = None
+    variant: VariantMeasures | None = None
+    """Of a variant's trial; rank 0 only."""
 
 
 class RankReport(Record):

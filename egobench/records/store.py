@@ -25,6 +25,10 @@ runs/<sweep>/<cell>/<trial>/trial.json       what to run
                            /provenance.json  code, packages, hardware
                            /predictions.{before,after}.jsonl
                            /log/<r>.{out,err}
+                           /checkpoint/step-<n>/  what a later attempt goes on from (`records/checkpoint.py`)
+                           /save             the ranks are to save now; gone when they have
+                           /model/           the trained model, where `save: {export: ...}` asks for it
+                           /profile/         traces of the steps that `profile:` chose, or how to run them under nsys
                            /attempts/<k>/    what an earlier, interrupted attempt left
 """
 
@@ -34,12 +38,13 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -92,6 +97,22 @@ class TrialPaths:
     def log(self) -> Path:
         return self.folder / "log"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoint"
+
+    @property
+    def save_request(self) -> Path:
+        return self.folder / "save"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profile"
+
     def rank_steps(self, rank: int) -> Path:
         return self.ranks / f"{rank}.jsonl"
 
@@ -140,6 +161,15 @@ class SweepPaths:
 
     def trial(self, cell_id: str, trial: int) -> TrialPaths:
         return TrialPaths(self.folder / cell_id / str(trial))
+
+
+FULL_BYTES: Final = 64 * 1024
+"""With less free than this, documents no longer fit."""
+
+
+def is_full(folder: Path) -> bool:
+    """Return whether the disk has no room for documents."""
+    return shutil.disk_usage(folder).free < FULL_BYTES
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from egobench.records.measures import Measures, MergedStep, StepRecord
+from egobench.records.measures import Measures, MemorySplit, MergedStep, StepRecord
 from egobench.records.rank import RankReport, RankSummary
 
 WARMUP_MADS: Final = 3.0
@@ -18,6 +18,7 @@ WARMUP_LOOKAHEAD: Final = 5
 
 _SPLIT = ("data_s", "forward_s", "backward_s", "communication_s", "optimizer_s")
 _COUNTS = ("num_samples", "image_tokens", "text_tokens", "supervised_tokens", "padding_tokens")
+_FLOPS = ("model_flops", "hardware_flops")
 
 
 def merge_steps(per_rank: Sequence[Sequence[StepRecord]]) -> list[MergedStep]:
@@ -27,8 +28,9 @@ def merge_steps(per_rank: Sequence[Sequence[StepRecord]]) -> list[MergedStep]:
     by_step = [{record.step: record for record in lines} for lines in per_rank]
     shared = sorted(set.intersection(*(set(lines) for lines in by_step)))
     merged = [_merge([lines[step] for lines in by_step]) for step in shared]
-    first = steady_state([step.step_time_s for step in merged])
-    return [step.model_copy(update={"steady": index >= first}) for index, step in enumerate(merged)]
+    timed = [step for step in merged if not step.excluded]
+    steady = {step.step for step in timed[steady_state([step.step_time_s for step in timed]) :]}
+    return [step.model_copy(update={"steady": step.step in steady}) for step in merged]
 
 
 def _merge(ranks: Sequence[StepRecord]) -> MergedStep:
@@ -46,8 +48,11 @@ def _merge(ranks: Sequence[StepRecord]) -> MergedStep:
         grad_norm=slowest.grad_norm,
         learning_rate=slowest.learning_rate,
         **counts,
+        **{name: sum(getattr(record, name) for record in ranks) for name in _FLOPS},
         peak_allocated_bytes=max(record.peak_allocated_bytes for record in ranks),
         peak_reserved_bytes=max(reserved) if reserved else None,
+        excluded=next((record.excluded for record in ranks if record.excluded), ""),
+        skipped=any(record.skipped for record in ranks),
     )
 
 
@@ -76,11 +81,11 @@ def steady_state(step_times: Sequence[float]) -> int:
 
 
 def summarise(merged: Sequence[MergedStep], rank_reports: Sequence[RankReport]) -> Measures | None:
-    """Derive the measures of a trial; None where no step was finished by every rank."""
-    if not merged:
+    """Derive the measures of a trial; None where every rank finished no step, or none whose time counts."""
+    steady = [step for step in merged if step.steady] or [step for step in merged if not step.excluded]
+    if not steady:
         return None
     summaries = [report.summary for report in rank_reports if report.summary is not None]
-    steady = [step for step in merged if step.steady] or list(merged)
     times = [step.step_time_s for step in steady]
     total_s = sum(times)
     sums = {name: sum(getattr(step, name) for step in steady) for name in _COUNTS}
@@ -110,9 +115,45 @@ def summarise(merged: Sequence[MergedStep], rank_reports: Sequence[RankReport]) 
         num_trainable_parameters=max((summary.num_trainable_parameters for summary in summaries), default=0),
         first_loss=merged[0].loss,
         final_loss=merged[-1].loss,
+        **_utilisation(steady, summaries),
+        memory=_split(summaries),
+        kernels=next((summary.kernels for summary in summaries if summary.kernels), None),
+        micro_batch_size=next((s.micro_batch_size for s in summaries if s.micro_batch_size is not None), None),
+        num_skipped_steps=sum(step.skipped for step in merged),
+        resumed_at=max((summary.resumed_at for summary in summaries), default=()) or _resumed_at(merged),
         before=next((summary.before for summary in summaries if summary.before), None),
         after=next((summary.after for summary in summaries if summary.after), None),
     )
+
+
+def _utilisation(steady: Sequence[MergedStep], summaries: Sequence[RankSummary]) -> dict[str, Any]:
+    """Return FLOP/s over the window, and their share of the datasheet's peak of all ranks."""
+    total_s = sum(step.step_time_s for step in steady)
+    # 0 stands for a model whose FLOPs are not known.
+    model, hardware = (
+        sum(getattr(step, name) for step in steady) / total_s
+        if all(getattr(step, name) for step in steady) else None
+        for name in _FLOPS
+    )  # fmt: skip
+    peak = _over(sum, [summary.peak_flops for summary in summaries])
+    return {
+        "model_flops_per_s": model,
+        "mfu": model / peak if model is not None and peak else None,
+        "hfu": hardware / peak if hardware is not None and peak else None,
+    }
+
+
+def _split(summaries: Sequence[RankSummary]) -> MemorySplit | None:
+    """Return what the largest peak of all ranks consists of."""
+    known = [summary for summary in summaries if summary.memory is not None]
+    fullest = max(known, key=lambda one: one.peak_allocated_bytes or one.peak_rss_growth_bytes or 0, default=None)
+    return fullest.memory if fullest is not None else None
+
+
+def _resumed_at(merged: Sequence[MergedStep]) -> tuple[int, ...]:
+    """Return where later attempts went on, as far as the lines of a trial tell that has no summary: it failed."""
+    cold = [step.step for step in merged if step.excluded == "resumed"]
+    return tuple(step for step in cold if step - 1 not in cold)
 
 
 def _memory(merged: Sequence[MergedStep], summaries: Sequence[RankSummary]) -> dict[str, Any]:

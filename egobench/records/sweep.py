@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from egobench.errors import InvalidInput, Mistake, nearest
 from egobench.records.outcome import OUTCOMES, OutcomeName
+from egobench.records.predicted import Predicted
 from egobench.records.trial import Drill
+from egobench.spec.keep import Profile, Save
 from egobench.spec.site import Site
 from egobench.spec.strict import Record
 from egobench.spec.targets import Targets
+from egobench.spec.variants import Variant
 from egobench.spec.workload import Workload
 
 
@@ -21,7 +24,7 @@ class PlannedCell(Record):
     cell_id: str
     axes: dict[str, Any]
     outcome: OutcomeName
-    """`pending`: to be run; `incompatible`: dropped, for the reason given."""
+    """`pending`: to be run; `incompatible`, `predicted_oom`: dropped, for the reason given."""
     because: str = ""
     """Why the point was dropped; empty for a point that runs."""
     drill: Drill | None = None
@@ -29,6 +32,17 @@ class PlannedCell(Record):
     """cell_id of the cell whose trial of the same number must be over before a trial of this one starts."""
     needs: Literal["ok", "end"] = "ok"
     """What the parent's trial must have come to: `ok`, or any final outcome."""
+    is_alone: bool = False
+    """One rank makes and measures it, whatever its model was trained on: a variant that is not trained."""
+    predicted: Predicted | None = None
+    """What was expected of it before it ran; None: dropped for another reason, or planned before predictions were."""
+    is_canary: bool = False
+    """Predicted not to fit, and run nevertheless, to see whether that is so."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Return how many ranks, and so GPUs, a trial takes."""
+        return 1 if self.is_alone else int(self.axes.get("gpus", 1))
 
 
 class Sweep(Record):
@@ -53,11 +67,23 @@ class Sweep(Record):
     baselines: dict[str, str] = {}
     """Workload -> cell_id that its other cells are compared with; a workload without one is not compared."""
     targets: Targets
+    save: Save = Save()
+    profile: Profile | None = None
+    variants: tuple[Variant, ...] = ()
     cells: tuple[PlannedCell, ...]
 
     def runnable(self) -> tuple[PlannedCell, ...]:
         """Return the cells that are to be run."""
         return tuple(cell for cell in self.cells if cell.outcome == "pending")
+
+    def variant_of(self, cell: PlannedCell) -> Variant | None:
+        """Return what a cell makes of another one's model; None for a cell that trains."""
+        return next((one for one in self.variants if one.name == cell.axes.get("variant")), None)
+
+    def runtime_of(self, cell: PlannedCell) -> str:
+        """Return the runtime whose jobs the site sets up apart; empty: the cell runs as all others."""
+        variant = self.variant_of(cell)
+        return variant.runtime if variant is not None and variant.runtime in self.site.runtimes else ""
 
     def baseline_of(self, axes: Mapping[str, Any]) -> str | None:
         """Return the cell_id that a cell with these axes is compared with: its own workload's baseline."""

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from egobench.records.outcome import Phase
+from egobench.spec.keep import Profile, Save
 from egobench.spec.strict import Record
+from egobench.spec.variants import Variant
 from egobench.spec.workload import Workload
 
 
@@ -29,6 +31,10 @@ class Cell(Record):
     """Every axis of `egobench/spec/axes.py` -> value."""
     workload: Workload
     drill: Drill | None = None
+    variant: Variant | None = None
+    """None: the cell trains the workload's model."""
+    lineage: tuple[str, ...] = ()
+    """Names of the variants that it is made from, the oldest first, and its own; empty for a cell that trains."""
 
 
 class Placement(Record):
@@ -58,6 +64,11 @@ class Trial(Record):
     trial: int = Field(ge=0)
     """0, 1, ...: which repeat; the seed is the recipe's seed plus this."""
     placement: Placement
+    save: Save = Save()
+    profile: Profile | None = None
+    """None: not profiled."""
+    parent: str | None = None
+    """cell_id of the cell whose trial of the same number left the model that a variant is made from."""
 
     @property
     def seed(self) -> int:
@@ -67,10 +78,11 @@ class Trial(Record):
     @property
     def num_ranks(self) -> int:
         """Return how many ranks the trial has."""
-        return int(self.cell.axes["gpus"])
+        variant = self.cell.variant
+        return 1 if variant is not None and variant.is_alone else int(self.cell.axes["gpus"])
 
     @property
     def global_batch_size(self) -> int:
-        """Return samples per optimizer update."""
+        """Return samples per optimizer update; not known beforehand where `micro_batch_size` is `max`."""
         axes = self.cell.axes
-        return int(axes["gpus"]) * int(axes["micro_batch_size"]) * int(axes["num_accumulation_steps"])
+        return self.num_ranks * int(axes["micro_batch_size"]) * int(axes["num_accumulation_steps"])

@@ -15,14 +15,14 @@ class Span(Record):
     began_at: float
     """Unix time, s."""
     measured_s: float = 0.0
-    """Steps of the steady state, in trials that ended ok."""
+    """Steps of the steady state, in trials that ended ok, or before the checkpoint of an interrupted one."""
     warmup_s: float = 0.0
     """Steps before the steady state."""
     evaluation_s: float = 0.0
     startup_s: float = 0.0
     """Imports, launches of ranks, loading of data and model."""
     lost_s: float = 0.0
-    """Trials that did not end ok."""
+    """Trials that did not end ok, without what the next attempt goes on from."""
     idle_s: float = 0.0
     """The rest: between trials, and on the way out."""
     num_trials: int = 0
@@ -33,6 +33,25 @@ class Span(Record):
     @property
     def total_s(self) -> float:
         return self.measured_s + self.warmup_s + self.evaluation_s + self.startup_s + self.lost_s + self.idle_s
+
+
+def end_of_last_start(
+    ended_at: float, from_outside: bool, elapsed_s: float | None, ends_at: float | None
+) -> float | None:
+    """Return when an allocation's last start ended, Unix time; None where Slurm's accounting tells better.
+
+    Args:
+        ended_at: What its end says of the time, s.
+        from_outside: It was Slurm that told the end.
+        elapsed_s: Of all its starts together, by Slurm's accounting.
+        ends_at: When the time limit or the budget was to end that start, s.
+    """
+    if not from_outside:
+        return ended_at
+    if elapsed_s is not None:
+        return None
+    # Whoever found out that Slurm had ended it may have come hours later, but it had a time limit.
+    return min(ended_at, ends_at or ended_at)
 
 
 class Usage(Record):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from egobench.report.effects import Effect
 from egobench.report.markdown import memory_label
-from egobench.report.metrics import METRICS, SPLIT
+from egobench.report.metrics import KERNEL_PARTS, MEMORY_PARTS, METRICS, SPLIT
 from egobench.report.rows import CellRow, SweepRows
 from egobench.report.usage import KINDS, UsageTable
 from egobench.report.verdict import SweepVerdict, pareto
@@ -35,7 +35,8 @@ _TITLES: Final = {"speed": "Throughput (tokens/s)", "gib": "Peak memory (GiB)", 
 
 def label(rows: SweepRows, cell: CellRow) -> str:
     """Return what tells the cell from the others; a number carries the name of its axis."""
-    values = ((_SHORT.get(name, name), cell.axes.get(name)) for name in rows.varied)
+    known = (name for name in rows.varied if cell.axes.get(name) is not None)  # a cell that trains is no variant
+    values = ((_SHORT.get(name, name), cell.axes[name]) for name in known)
     texts = [f"{name}={value}" if isinstance(value, int | float) else str(value) for name, value in values]
     return " / ".join(texts) or cell.cell_id
 
@@ -205,25 +206,45 @@ def _effects_panel(ratios: Sequence[Effect], metric: str, title: str, order: Seq
 
 def split_chart(rows: SweepRows, cells: Sequence[CellRow]) -> Spec | None:
     """Draw where a step's time goes, fastest step first."""
+    return _stacked(rows, cells, SPLIT, "Time of a step (ms)", "step_time_s", (7, 5, 1, 2, 3))
+
+
+def memory_chart(rows: SweepRows, cells: Sequence[CellRow]) -> Spec | None:
+    """Draw what the peak of each cell consists of, leanest first."""
+    return _stacked(rows, cells, MEMORY_PARTS, f"{memory_label(rows)} (GiB)", "peak_memory_bytes", (1, 5, 3, 2, 0))
+
+
+def kernels_chart(rows: SweepRows, cells: Sequence[CellRow]) -> Spec | None:
+    """Draw the kernels of profiled steps by kind, fastest step first."""
+    return _stacked(rows, cells, KERNEL_PARTS, "Time of a profiled step (ms)", "step_time_s", (1, 5, 2, 7, 3, 8, 0))
+
+
+def _stacked(
+    rows: SweepRows, cells: Sequence[CellRow], names: Sequence[str], title: str, by: str, colours: Sequence[int]
+) -> Spec | None:
+    """Draw one bar a cell, made of some metrics; the cell with the least of `by` on top."""
     values = [
-        {"cell": label(rows, cell), "phase": METRICS[name].label, "ms": _round(summary.value, 1e3), "order": index}
+        {
+            "cell": label(rows, cell), "part": METRICS[name].label, "order": index,
+            "amount": _round(summary.value, METRICS[name].scale),
+        }
         for cell in cells
-        for index, name in enumerate(SPLIT)
+        for index, name in enumerate(names)
         if (summary := cell.summary(name)) is not None
-    ]
+    ]  # fmt: skip
     if not values:
         return None
-    order = [label(rows, cell) for cell in sorted(cells, key=lambda cell: _value(cell, "step_time_s"))]
-    phases = [METRICS[name].label for name in SPLIT]
+    shown = [cell for cell in cells if any(cell.summary(name) is not None for name in names)]
+    order = [label(rows, cell) for cell in sorted(shown, key=lambda cell: _value(cell, by))]
     encoding = {
         "y": _names("cell", order),
-        "x": _number("ms", "Time of a step (ms)", stack="zero", axis={"tickCount": 10}),
-        "color": _series("phase", phases, [f"var(--s{index})" for index in (7, 5, 1, 2, 3)]),
+        "x": _number("amount", title, stack="zero", axis={"tickCount": 10}),
+        "color": _series("part", [METRICS[name].label for name in names], [f"var(--s{index})" for index in colours]),
         "order": _number("order"),
-        "tooltip": _tooltip("cell", "phase", "ms"),
+        "tooltip": _tooltip("cell", "part", "amount"),
     }
     mark = {"type": "bar", "stroke": "var(--paper)", "strokeWidth": 1, "height": {"band": 0.75}}
-    return _chart(values, height=_BAR_PX * len(cells), mark=mark, encoding=encoding)
+    return _chart(values, height=_BAR_PX * len(shown), mark=mark, encoding=encoding)
 
 
 def usage_chart(usage: UsageTable | None) -> Spec | None:

@@ -52,7 +52,7 @@ def assemble(
 
 def _cell(cell: PlannedCell, trials: tuple[TrialRow, ...]) -> CellRow:
     outcome, because = (cell.outcome, cell.because) if cell.outcome in NOT_RUN else outcome_of(trials)
-    return CellRow(cell.cell_id, cell.axes, outcome, because, trials, cell.drill)
+    return CellRow(cell.cell_id, cell.axes, outcome, because, trials, cell.drill, cell.predicted, cell.is_canary)
 
 
 def _read_trials(paths: SweepPaths, cell: PlannedCell, num_trials: int, lives: Lives) -> tuple[TrialRow, ...]:

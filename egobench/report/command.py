@@ -17,17 +17,20 @@ from egobench.report.ground import slug
 from egobench.report.markdown import markdown_page
 from egobench.report.page import html_page
 from egobench.report.pictures import draw_pictures
+from egobench.report.predicted import predicted_csv
 from egobench.report.publish import publish
 from egobench.report.rows import SweepRows
 from egobench.report.scrub import scrub_rows
 from egobench.report.tables import summary_csv
 from egobench.report.usage import usage_csv
+from egobench.report.variant_tables import categories_csv, variants_csv
+from egobench.report.variants import VariantRow, variant_rows
 from egobench.report.verdict import as_document, decide
 from egobench.report.verify import verify_folders
 
-_TEXTS: Final[dict[str, tuple[str, Callable[[SweepRows], str]]]] = {
+_TEXTS: Final[dict[str, tuple[str, Callable[[SweepRows, Sequence[VariantRow]], str]]]] = {
     "html": ("report.html", html_page),
-    "csv": ("summary.csv", summary_csv),
+    "csv": ("summary.csv", lambda rows, _: summary_csv(rows)),
     "md": ("table.md", markdown_page),
 }
 _PICTURES: Final = ("png", "svg")
@@ -75,14 +78,21 @@ def report(
 
 
 def _write(rows: SweepRows, folder: Path, formats: Sequence[str]) -> list[Path]:
-    paths = []
+    paths, found = [], variant_rows(rows)
     for name in (name for name in formats if name in _TEXTS):
         file, make = _TEXTS[name]
-        write_text(folder / file, make(rows))
+        write_text(folder / file, make(rows, found))
         paths.append(folder / file)
-    if "csv" in formats and (text := usage_csv(rows)):
-        write_text(folder / "usage.csv", text)
-        paths.append(folder / "usage.csv")
+    more = {
+        "usage.csv": usage_csv(rows),
+        "variants.csv": variants_csv(found),
+        "variant_categories.csv": categories_csv(found),
+        "predicted.csv": predicted_csv(rows),
+    }
+    for name, text in more.items():
+        if "csv" in formats and text:
+            write_text(folder / name, text)
+            paths.append(folder / name)
     wanted = [name for name in formats if name in _PICTURES]
     return paths + (draw_pictures(rows, folder, wanted) if wanted else [])
 

@@ -10,10 +10,13 @@ from typing import Final
 from egobench.records.outcome import FAILED
 from egobench.report.effects import EFFECT_METRICS, Effect, effects
 from egobench.report.ground import describe_ground
-from egobench.report.metrics import METRICS, show_summary
+from egobench.report.metrics import COLUMNS, METRICS, PARTS, show_summary
+from egobench.report.predicted import FATES, HEADING, foretold
 from egobench.report.rows import CellRow, SweepRows
 from egobench.report.stats import INTERVAL_TRIALS, Summary, judge, paired_ratio
 from egobench.report.usage import KINDS, MOST_REASONS, Relaunches, UsageLine, heading, relaunches, usage_table
+from egobench.report.variant_tables import CATEGORY_NOTE, VariantTable, variant_table
+from egobench.report.variants import VariantRow, score_of, variant_rows
 from egobench.report.verdict import SweepVerdict, decide, not_compared_text
 
 BEGIN: Final = (
@@ -22,7 +25,6 @@ BEGIN: Final = (
 END: Final = "<!-- egobench:end -->"
 _BOLD: Final = ("tokens_per_s", "step_time_s", "peak_memory_bytes")
 """Accuracy is never bold: the best of many noisy numbers is luck more often than merit."""
-_COLUMNS: Final = ("tokens_per_s", "step_time_s", "peak_memory_bytes", "em_after", "f1_after")
 
 
 @dataclass
@@ -40,20 +42,28 @@ class _Footnotes:
         return [f"[^{number}]: {escape(text)}" for number, text in enumerate(self.texts, 1)]
 
 
-def markdown_page(rows: SweepRows, present: str = "") -> str:
+def markdown_page(rows: SweepRows, variants: Sequence[VariantRow] | None = None, present: str = "") -> str:
     """Return `table.md`: the generated block, in place of the old block where `present` has one."""
-    block = f"{BEGIN}\n{markdown_block(rows)}\n{END}\n"
+    block = f"{BEGIN}\n{markdown_block(rows, variants)}\n{END}\n"
     start, end = present.find("<!-- egobench:begin"), present.find(END)
     if start < 0 or end < start:
         return f"# {escape(rows.sweep.name)}\n\n{block}"
     return present[:start] + block + present[end + len(END) :].removeprefix("\n")
 
 
-def markdown_block(rows: SweepRows) -> str:
-    """Return everything between the markers."""
+def markdown_block(rows: SweepRows, variants: Sequence[VariantRow] | None = None) -> str:
+    """Return everything between the markers; without variant rows, they are computed."""
     verdict = decide(rows)
+    table = variant_table(variant_rows(rows) if variants is None else variants, score_of(rows))
     parts = [_verdict_text(verdict), _ground_text(rows), _ledger_text(rows), _caption(rows), _cells_table(rows)]
-    parts += [_effects_table(effects(rows)), _usage_text(rows)]
+    parts += [
+        _variants_text(table),
+        _categories_text(table),
+        _effects_table(effects(rows)),
+        _parts_text(rows),
+        _predicted_text(rows),
+        _usage_text(rows),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -120,17 +130,18 @@ def _caption(rows: SweepRows) -> str:
 
 def _cells_table(rows: SweepRows) -> str:
     notes = _Footnotes()
-    columns = [name for name in _COLUMNS if any(cell.values(name) for cell in rows.cells)]
-    headers = [*rows.varied, *(_header(rows, name) for name in columns)]
+    columns = rows.columns(COLUMNS)
+    varied = [name for name in rows.varied if name != "variant"]
+    headers = [*varied, *(_header(rows, name) for name in columns)]
     if rows.baselines:
-        headers.insert(len(rows.varied) + 1, "x baseline")
+        headers.insert(len(varied) + 1, "x baseline")
     best = {(workload, name): _best(rows, workload, name) for workload in rows.workloads for name in columns}
     lines = []
-    for cell in rows.cells:
+    for cell in rows.trained:
         numbers = _numbers(rows, cell, columns, best) if cell.comparable else _excuse(cell, notes)
-        line = [*(escape(str(cell.axes.get(name, ""))) for name in rows.varied), *numbers]
+        line = [*(escape(cell.axis_text(name)) for name in varied), *numbers]
         lines.append(line + [""] * (len(headers) - len(line)))
-    aligns = ["--:" if _is_number(rows, name) else ":--" for name in rows.varied]
+    aligns = ["--:" if _is_number(rows, name) else ":--" for name in varied]
     aligns += ["--:"] * (len(headers) - len(aligns))
     return "\n".join([_line(headers), _line(aligns), *map(_line, lines), "", *notes.lines()]).rstrip()
 
@@ -188,6 +199,34 @@ def _excuse(cell: CellRow, notes: _Footnotes) -> list[str]:
     return [f"{cell.outcome}{notes.mark(reason) if reason else ''}"]
 
 
+def _variants_text(table: VariantTable | None) -> str:
+    if table is None:
+        return ""
+    aligns = [":--"] * table.num_names + ["--:"] * (len(table.columns) - table.num_names)
+    lines = [_line([column.header for column in table.columns]), _line(aligns)]
+    lines += [_line([escape(entry.text) for entry in line.entries]) for line in table.lines]
+    head = f"**What is left of the trained models.** {escape(table.summary)}".rstrip()
+    return "\n".join([head, "", *lines, "", *(escape(note, keep="`") for note in table.notes)])
+
+
+def _categories_text(table: VariantTable | None) -> str:
+    """Say what each variant lost in each category; nothing where no record knows it."""
+    if table is None or not table.categories:
+        return ""
+    names = [column.header for column in table.columns[: table.num_names - 2]]
+    lines = [_line([*names, *(f"{escape(name)} ({number})" for name, number in table.categories)])]
+    lines.append(_line([":--"] * len(names) + ["--:"] * len(table.categories)))
+    for line in (line for line in table.lines if line.categories):
+        lost = {(one.category, one.num_questions): one.lost.get(table.score, "") for one in line.categories}
+        named = [escape(entry.text) for entry in line.entries[: len(names)]]
+        lines.append(_line([*named, *(escape(lost.get(key, ""), keep="~") for key in table.categories)]))
+    head = (
+        f"**{table.score.upper()} lost by category of question, in points.** {CATEGORY_NOTE} "
+        "In brackets behind a category: how many questions it has."
+    )
+    return "\n".join([head, "", *lines])
+
+
 def _effects_table(found: Sequence[Effect]) -> str:
     metrics = [name for name in EFFECT_METRICS if any(effect.metric == name for effect in found)]
     if not metrics:
@@ -219,6 +258,42 @@ def effect_text(effect: Effect) -> str:
     sign = "+" if not effect.is_ratio and effect.value > 0 else ""
     mark = " ~" if effect.verdict == "no difference shown" else ""
     return f"{sign}{show_summary(summary, places=None if effect.is_ratio else 2)}{mark}"
+
+
+def _parts_text(rows: SweepRows) -> str:
+    """Say what peaks and profiled steps consist of; nothing where no trial knows."""
+    tables = [_parts_table(rows, head, names) for head, names in PARTS.items()]
+    return "\n\n".join(table for table in tables if table)
+
+
+def _parts_table(rows: SweepRows, head: str, names: Sequence[str]) -> str:
+    cells = [cell for cell in rows.cells if cell.comparable and any(cell.values(name) for name in names)]
+    if not cells:
+        return ""
+    headers = [*rows.varied, *(METRICS[name].header for name in names)]
+    aligns = [":--"] * len(rows.varied) + ["--:"] * len(names)
+    lines = [_line(headers), _line(aligns)]
+    for cell in cells:
+        summaries = [cell.summary(name) for name in names]
+        shown = [METRICS[name].show(one) if one else "" for name, one in zip(names, summaries, strict=True)]
+        lines.append(_line([*(escape(cell.axis_text(name)) for name in rows.varied), *shown]))
+    return "\n".join([f"**{head}**", "", *lines])
+
+
+def _predicted_text(rows: SweepRows) -> str:
+    """Hold predictions against measurements; nothing for a sweep that was planned before there were any."""
+    found = foretold(rows)
+    if found is None:
+        return ""
+    parts = [f"**{HEADING}.** {escape(found.summary)}"]
+    if found.lines:
+        aligns = [":--"] * found.num_names + ["--:"] * (len(found.headers) - found.num_names)
+        lines = (_line([escape(text) for text in line]) for line in found.lines)
+        parts.append("\n".join([_line(found.headers), _line(aligns), *lines]))
+    if found.fates:
+        head = [_line(["predicted", *(f"cells: {fate}" for fate in FATES)]), _line([":--", *["--:"] * len(FATES)])]
+        parts.append("\n".join([*head, *map(_line, found.fates)]))
+    return "\n\n".join([*parts, *(escape(note) for note in found.notes)])
 
 
 def _usage_text(rows: SweepRows) -> str:

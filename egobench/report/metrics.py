@@ -65,6 +65,32 @@ def _answer(when: str, name: str) -> Reader:
     return read
 
 
+def _share(name: str, label: str, read: Reader, higher_is_better: bool | None = True) -> Metric:
+    return Metric(name, label, "1", higher_is_better, read, 100, "%")
+
+
+def _trainable_share(measures: Measures) -> float | None:
+    return measures.num_trainable_parameters / measures.num_parameters if measures.num_parameters else None
+
+
+def _part(whole: str, name: str) -> Reader:
+    """Read a part of the peak (`memory`) or of a step's time (`kernels`)."""
+
+    def read(measures: Measures) -> float | None:
+        found = getattr(measures, whole)
+        return None if found is None else float(getattr(found, name))
+
+    return read
+
+
+def _kernel(name: str, label: str) -> Metric:
+    return Metric(f"kernels_{name}", label, "s", None, _part("kernels", name), 1e3, "ms")
+
+
+def _memory(name: str, label: str) -> Metric:
+    return Metric(f"memory_{name}", label, "B", None, _part("memory", name), 1 / _GIB, "GiB")
+
+
 def _per_s(name: str, label: str) -> Metric:
     return Metric(name, label, "1/s", True, _measure(name))
 
@@ -88,6 +114,9 @@ METRICS: Final[dict[str, Metric]] = {
         _per_s("total_tokens_per_s", "Throughput with padding"),
         _per_s("samples_per_s", "Samples per second"),
         _per_s("supervised_tokens_per_s", "Supervised tokens per second"),
+        Metric("model_flops_per_s", "Model FLOP/s", "1/s", True, _measure("model_flops_per_s"), 1e-12, "TFLOP/s"),
+        _share("mfu", "MFU", _measure("mfu")),
+        _share("hfu", "HFU", _measure("hfu"), None),
         _time("step_time_s", "Step time"),
         _time("step_time_p50_s", "Step time, median"),
         _time("step_time_p95_s", "Step time, 95th percentile"),
@@ -101,11 +130,25 @@ METRICS: Final[dict[str, Metric]] = {
         _bytes("peak_reserved_bytes", "Peak reserved"),
         _bytes("peak_nvml_used_bytes", "Peak used as NVML sees it"),
         _bytes("peak_rss_growth_bytes", "Peak RSS growth"),
+        _memory("parameters_bytes", "Parameters"),
+        _memory("gradients_bytes", "Gradients"),
+        _memory("optimizer_bytes", "Optimizer states"),
+        _memory("activations_bytes", "Activations"),
+        _memory("other_bytes", "Other"),
+        _kernel("matmul_s", "Matmul"),
+        _kernel("attention_s", "Attention"),
+        _kernel("elementwise_s", "Elementwise"),
+        _kernel("communication_s", "Communication"),
+        _kernel("optimizer_s", "Optimizer"),
+        _kernel("other_s", "Other"),
+        _kernel("idle_s", "Idle"),
         Metric("energy_j", "Energy of the window", "J", False, _measure("energy_j")),
         Metric("power_w", "Power", "W", None, _measure("power_w")),
         Metric("gpu_utilisation", "GPU utilisation", "1", None, _measure("gpu_utilisation")),
         Metric("num_parameters", "Parameters", "1", None, _measure("num_parameters")),
         Metric("num_trainable_parameters", "Trainable parameters", "1", None, _measure("num_trainable_parameters")),
+        _share("trainable_share", "Trainable", _trainable_share, None),
+        Metric("micro_batch_size", "Micro batch found", "1", None, _measure("micro_batch_size")),
         Metric("num_steady_steps", "Steps in the window", "1", None, _measure("num_steady_steps")),
         Metric("first_loss", "First loss", "nat", None, _measure("first_loss")),
         Metric("final_loss", "Final loss", "nat", False, _measure("final_loss")),
@@ -118,3 +161,16 @@ METRICS: Final[dict[str, Metric]] = {
 
 SPLIT: Final = ("data_s", "forward_s", "backward_s", "communication_s", "optimizer_s")
 """The phases that a step is made of, in the order in which they happen."""
+MEMORY_PARTS: Final = tuple(name for name in METRICS if name.startswith("memory_"))
+"""What a peak consists of."""
+COLUMNS: Final = (
+    "tokens_per_s", "mfu", "step_time_s", "peak_memory_bytes", "trainable_share", "em_after", "f1_after",
+)  # fmt: skip
+"""The columns of the main table, where there is something to say in them."""
+KERNEL_PARTS: Final = tuple(name for name in METRICS if name.startswith("kernels_"))
+"""What the time of a profiled step went into."""
+PARTS: Final = {
+    "What the peak consists of, in the rank with the largest.": MEMORY_PARTS,
+    "What a profiled step consists of, in the first rank.": KERNEL_PARTS,
+}
+"""Heading -> metrics that add up to a whole."""

@@ -21,7 +21,9 @@ from egobench.report.charts import (
     accuracy_chart,
     effects_chart,
     featured,
+    kernels_chart,
     loss_chart,
+    memory_chart,
     pareto_chart,
     split_chart,
     usage_chart,
@@ -29,15 +31,17 @@ from egobench.report.charts import (
 from egobench.report.effects import EFFECT_METRICS, Effect, effects
 from egobench.report.ground import describe_ground, slug
 from egobench.report.markdown import effect_text, ledger_sum, memory_label, ratio_mark, sample_text
-from egobench.report.metrics import METRICS
+from egobench.report.metrics import COLUMNS, METRICS
+from egobench.report.predicted import FATES, HEADING, foretold, predicted_csv
 from egobench.report.publish import download_records
 from egobench.report.rows import CellRow, SweepRows
 from egobench.report.stats import paired_ratio
-from egobench.report.usage import KINDS, MOST_REASONS, heading, relaunches, usage_csv, usage_table
-from egobench.report.verdict import CellVerdict, decide, not_compared_text
+from egobench.report.usage import KINDS, MOST_REASONS, UsageTable, heading, relaunches, usage_csv, usage_table
+from egobench.report.variant_tables import CATEGORY_NOTE, variant_table
+from egobench.report.variants import VariantRow, score_of, variant_rows
+from egobench.report.verdict import CellVerdict, SweepVerdict, decide, not_compared_text
 from egobench.units import format_bytes
 
-_COLUMNS: Final = ("tokens_per_s", "step_time_s", "peak_memory_bytes", "em_after", "f1_after", "final_loss")
 _BARS: Final = ("tokens_per_s", "peak_memory_bytes")
 """Columns with a bar behind the number."""
 _LOG_TAILS: Final = 40
@@ -52,19 +56,12 @@ SIGNS: Final = dict(
 """Two letters per outcome, so that the map does not speak by colour alone."""
 
 
-def html_page(rows: SweepRows) -> str:
-    """Return the page of scrubbed rows (`scrub_rows`)."""
+def html_page(rows: SweepRows, variants: Sequence[VariantRow] | None = None) -> str:
+    """Return the page of scrubbed rows (`scrub_rows`); without variant rows, they are computed."""
     verdict, found, usage = decide(rows), effects(rows), usage_table(rows)
     chosen, curves = (featured(rows, verdict, limit) for limit in (FEATURED_CELLS, CURVE_CELLS))
-    charts = {
-        "pareto": pareto_chart(rows, verdict),
-        "effects": effects_chart(found),
-        "split": split_chart(rows, chosen),
-        "loss": loss_chart(rows, curves),
-        "accuracy": accuracy_chart(rows, chosen),
-        "usage": usage_chart(usage),
-    }
-    return _template().render(
+    charts = charts_of(rows, verdict, found, usage)
+    return template("page.html.j2").render(
         rows=rows,
         sweep=rows.sweep,
         not_compared=not_compared_text(rows.not_compared),
@@ -78,9 +75,15 @@ def html_page(rows: SweepRows) -> str:
         memory=memory_label(rows),
         table=_table(rows),
         effect_rows=_effect_rows(found),
+        variants=variant_table(variant_rows(rows) if variants is None else variants, score_of(rows)),
+        category_note=CATEGORY_NOTE,
         outcome_map=_outcome_map(rows),
         failures=_failures(rows),
         dropped=_dropped(rows),
+        foretold=foretold(rows),
+        foretold_heading=HEADING,
+        fates=FATES,
+        predicted_download=base64.b64encode(predicted_csv(rows).encode()).decode(),
         usage=usage,
         usage_heading=heading(rows),
         usage_words=KINDS,
@@ -90,30 +93,50 @@ def html_page(rows: SweepRows) -> str:
         num_featured=len(chosen),
         num_curves=len(curves),
         window=_window(rows),
-        charts={name: spec for name, spec in charts.items() if spec},
-        charts_json=_script_json({name: spec for name, spec in charts.items() if spec}),
+        charts=charts,
+        charts_json=script_json(charts),
         download=base64.b64encode(download_records(rows)).decode(),
         file_stem=slug(rows.sweep.name),
-        assets=_assets(),
+        assets=assets(),
     )
 
 
+def charts_of(
+    rows: SweepRows, verdict: SweepVerdict, found: Sequence[Effect], usage: UsageTable | None
+) -> dict[str, Spec]:
+    """Return the charts that there is something to draw in, in the order of the page."""
+    chosen, curves = (featured(rows, verdict, limit) for limit in (FEATURED_CELLS, CURVE_CELLS))
+    charts = {
+        "pareto": pareto_chart(rows, verdict),
+        "effects": effects_chart(found),
+        "split": split_chart(rows, chosen),
+        "kernels": kernels_chart(rows, chosen),
+        "memory": memory_chart(rows, chosen),
+        "loss": loss_chart(rows, curves),
+        "accuracy": accuracy_chart(rows, chosen),
+        "usage": usage_chart(usage),
+    }
+    return {name: spec for name, spec in charts.items() if spec}
+
+
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Return one of the report's templates; text in it is escaped."""
     loader = jinja2.PackageLoader("egobench.report", "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 @cache
-def _assets() -> tuple[str, ...]:
+def assets() -> tuple[str, ...]:
+    """Return the scripts that draw."""
     folder = files("egobench.report") / "assets"
     return tuple((folder / name).read_text(encoding="utf-8") for name in ("vega.min.js", "vega-lite.min.js"))
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Return JSON that is safe inside <script> and that JSON.parse reads: no NaN, no `<`."""
     text = json.dumps(_finite(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -141,7 +164,7 @@ def _ledger(rows: SweepRows) -> list[Spec]:
 
 
 def _table(rows: SweepRows) -> Spec:
-    columns = [name for name in _COLUMNS if any(cell.values(name) for cell in rows.cells)]
+    columns = rows.columns((*COLUMNS, "final_loss"))
     most = {name: max((s.value for c in rows.cells if (s := c.summary(name))), default=0) for name in _BARS}
     return {
         "columns": [_column(rows, name) for name in columns],
@@ -158,8 +181,8 @@ def _column(rows: SweepRows, name: str) -> Spec:
 
 
 def _distinct(rows: SweepRows, name: str) -> list[Any]:
-    values = {str(cell.axes.get(name)): cell.axes.get(name) for cell in rows.cells}
-    return sorted(values.values(), key=lambda value: (isinstance(value, str), value if value is not None else 0))
+    values = {cell.axis_text(name): cell.axes.get(name) for cell in rows.cells}
+    return sorted(values, key=lambda text: (isinstance(values[text], str), values[text]))
 
 
 def _table_row(rows: SweepRows, cell: CellRow, columns: Sequence[str], most: dict[str, float]) -> Spec:
@@ -173,7 +196,7 @@ def _table_row(rows: SweepRows, cell: CellRow, columns: Sequence[str], most: dic
         )
     return {
         "cell": cell,
-        "axes": [cell.axes.get(name) for name in rows.varied],
+        "axes": [cell.axis_text(name) for name in rows.varied],
         "numbers": numbers,
         "ratio": _ratio(cell, rows.baseline_of(cell)),
         "is_baseline": cell is rows.baseline_of(cell),

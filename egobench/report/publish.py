@@ -5,6 +5,8 @@ sweep.json       the plan: matrix text, targets, every planned cell
 provenance.json  hardware, versions and digests; lines of records.jsonl point into it
 allocations.json what the allocations held and what their time went into, where that is on record
 summary.csv      derived       table.md  derived, between markers       usage.csv  derived, where there are allocations
+variants.csv, variant_categories.csv  derived, where there are variants
+predicted.csv    derived, where something was predicted
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from egobench.report.allocations import AllocationRow, EarlierAttempt
 from egobench.report.collect import assemble, collect
 from egobench.report.ground import slug, system_name
 from egobench.report.markdown import markdown_page
+from egobench.report.predicted import predicted_csv
 from egobench.report.rows import Curve, SweepRows, TrialRow
 from egobench.report.scrub import scrub_rows
 from egobench.report.tables import summary_csv
 from egobench.report.usage import is_recorded, usage_csv
+from egobench.report.variant_tables import categories_csv, variants_csv
+from egobench.report.variants import variant_rows
 from egobench.spec.strict import Record
 
 RECORDS: Final = "records.jsonl"
@@ -127,7 +132,14 @@ def derived_files(rows: SweepRows, folder: Path) -> dict[str, str]:
     """Return what follows from the records: file name -> text; hand-written prose of an old table.md is kept."""
     table = folder / "table.md"
     present = table.read_text(encoding="utf-8") if table.exists() else ""
-    files = {"summary.csv": summary_csv(rows), "table.md": markdown_page(rows, present)}
+    found = variant_rows(rows)
+    files = {"summary.csv": summary_csv(rows), "table.md": markdown_page(rows, found, present)}
+    further = {
+        "variants.csv": variants_csv(found),
+        "variant_categories.csv": categories_csv(found),
+        "predicted.csv": predicted_csv(rows),
+    }
+    files |= {name: text for name, text in further.items() if text}
     return files | ({"usage.csv": usage_csv(rows)} if _is_any_recorded(rows) else {})
 
 

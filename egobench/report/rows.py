@@ -9,12 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from egobench.records.outcome import FAILED, NOT_RUN, Outcome, OutcomeName
+from egobench.records.predicted import Predicted
 from egobench.records.provenance import Provenance
 from egobench.records.sweep import Sweep, count_outcomes
 from egobench.records.trial import Drill
 from egobench.report.allocations import AllocationRow, EarlierAttempt
 from egobench.report.metrics import METRICS
 from egobench.report.stats import Summary, summarise
+from egobench.spec.axes import MAX
 from egobench.spec.strict import Record
 
 
@@ -49,6 +51,10 @@ class CellRow:
     because: str
     trials: tuple[TrialRow, ...]
     drill: Drill | None = None
+    predicted: Predicted | None = None
+    """What the plan foretold; None: planned before there were predictions."""
+    is_canary: bool = False
+    """Predicted not to fit, and launched nevertheless."""
     stale: tuple[str, ...] = ()
     """What differs from the newest trial of the sweep: code, environment, data, model."""
 
@@ -58,14 +64,19 @@ class CellRow:
         return str(self.axes.get("workload"))
 
     @property
+    def is_variant(self) -> bool:
+        """Return whether the cell makes something of another one's model, instead of training one."""
+        return "variant" in self.axes
+
+    @property
     def num_ok(self) -> int:
         """Return how many trials ended ok."""
         return sum(trial.outcome == "ok" for trial in self.trials)
 
     @property
     def comparable(self) -> bool:
-        """Return whether the cell may stand in a comparison: all trials ok, and no rehearsed failure."""
-        return self.outcome == "ok" and self.drill is None
+        """Return whether the cell may stand in a comparison: all trials ok, no rehearsed failure, and no variant."""
+        return self.outcome == "ok" and self.drill is None and not self.is_variant
 
     def values(self, metric: str) -> dict[int, float]:
         """Return trial -> value of the trials that ended ok and know the metric."""
@@ -92,6 +103,15 @@ class CellRow:
     @cached_property
     def _cache(self) -> dict[str, dict[int, float]]:
         return {}
+
+    def axis_text(self, name: str) -> str:
+        """Return the value of an axis as people read it: what was found, where the matrix left that to a search."""
+        value = self.axes.get(name, "")
+        found = self.summary(name) if value == MAX and name in METRICS else None
+        if found is None:
+            return str(value)
+        ends = {found.low or found.value, found.high or found.value}
+        return f"{value} ({' - '.join(f'{end:.0f}' for end in sorted(ends))})"
 
     def first_failure(self) -> Outcome | None:
         """Return the document of the first trial that failed."""
@@ -127,6 +147,11 @@ class SweepRows:
         """Return the workloads of the cells, in the order of the matrix."""
         return tuple(dict.fromkeys(cell.workload for cell in self.cells))
 
+    @cached_property
+    def trained(self) -> tuple[CellRow, ...]:
+        """Return the cells that train."""
+        return tuple(cell for cell in self.cells if not cell.is_variant)
+
     @property
     def baselines(self) -> tuple[CellRow, ...]:
         """Return the cells that others are compared with: at most one per workload."""
@@ -135,6 +160,12 @@ class SweepRows:
     def baseline_of(self, cell: CellRow) -> CellRow | None:
         """Return what a cell is compared with: its own workload's baseline, if the matrix names one."""
         return self._baselines.get(cell.workload)
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """Return the metrics that a table needs: somebody knows them, and a share differs between cells."""
+        known = [name for name in names if any(cell.values(name) for cell in self.cells)]
+        shares = {value for cell in self.cells for value in cell.values("trainable_share").values()}
+        return [name for name in known if name != "trainable_share" or len(shares) > 1]
 
     @property
     def not_compared(self) -> tuple[str, ...]:

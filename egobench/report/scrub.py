@@ -103,7 +103,8 @@ def _number_nodes(rows: SweepRows) -> Nodes:
 
 def _scrub_cell(cell: CellRow, nodes: Nodes) -> CellRow:
     trials = tuple(_scrub_trial(row, nodes) for row in cell.trials)
-    return replace(cell, because=scrub_reason(cell.because, nodes), trials=trials)
+    predicted = None if cell.predicted is None else scrub_document(cell.predicted)
+    return replace(cell, because=scrub_reason(cell.because, nodes), trials=trials, predicted=predicted)
 
 
 def _scrub_trial(row: TrialRow, nodes: Nodes) -> TrialRow:

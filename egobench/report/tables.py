@@ -19,23 +19,27 @@ _TAIL: Final = (
 )  # fmt: skip
 
 
-def csv_header() -> tuple[str, ...]:
-    """Return the columns; the same for every sweep of one schema version."""
-    return ("cell_id", *AXES, *_TAIL)
+def csv_header(rows: SweepRows) -> tuple[str, ...]:
+    """Return the columns; an axis that is younger than the sweep is none of them."""
+    return ("cell_id", *_axes(rows), *_TAIL)
+
+
+def _axes(rows: SweepRows) -> tuple[str, ...]:
+    return tuple(name for name in AXES if any(name in cell.axes for cell in rows.cells))
 
 
 def summary_csv(rows: SweepRows) -> str:
     """Return `summary.csv`. Every planned cell has at least the line `num_ok_trials`, also one that never ran."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(csv_header())
+    writer.writerow(csv_header(rows))
     for cell in rows.cells:
-        writer.writerows(_cell_lines(cell))
+        writer.writerows(_cell_lines(cell, _axes(rows)))
     return stream.getvalue()
 
 
-def _cell_lines(cell: CellRow) -> Iterator[list[Any]]:
-    head = [cell.cell_id, *(cell.axes.get(name, "") for name in AXES)]
+def _cell_lines(cell: CellRow, axes: tuple[str, ...]) -> Iterator[list[Any]]:
+    head = [cell.cell_id, *(cell.axes.get(name, "") for name in axes)]
     tail = [cell.outcome, CSV_SCHEMA]
     yield [*head, "num_ok_trials", cell.num_ok, "1", "", "", len(cell.trials), "", *tail]
     for metric in METRICS.values():

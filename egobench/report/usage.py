@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Final
 
 from egobench.records.outcome import OutcomeName
+from egobench.records.usage import end_of_last_start
 from egobench.report.allocations import AllocationRow
 from egobench.report.rows import SweepRows
 from egobench.report.tables import exact
@@ -228,12 +229,8 @@ def _ended_at(one: AllocationRow, lost_at: float | None) -> float | None:
     """Return when the last start ended, at least; None where its own word, or accounting, is better."""
     if one.ended_at is None:
         return lost_at
-    if not one.ended_from_outside:
-        return one.ended_at
-    if one.elapsed_s is not None:
-        return None
-    # That Slurm had ended it was found out later, perhaps by hours; but it had a time limit.
-    return min(one.ended_at, one.starts[-1].ends_at or one.ended_at) if one.starts else None
+    ends_at = one.starts[-1].ends_at if one.starts else None
+    return end_of_last_start(one.ended_at, one.ended_from_outside, one.elapsed_s, ends_at)
 
 
 def relaunches(rows: SweepRows) -> Relaunches:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from egobench.records.trial import Drill
+from egobench.spec.keep import Profile, Save
 from egobench.spec.strict import Strict
 from egobench.spec.targets import Targets
+from egobench.spec.variants import NAME_PATTERN, Variant
 from egobench.spec.workload import Workload
-
-NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""Of a sweep, a workload and a site: names become folders and file names."""
 
 Where = dict[str, tuple[Any, ...]]
 """Axis -> accepted values; a point is selected if it has one of them on every axis named."""
@@ -49,15 +48,6 @@ class PlacedDrill(Drill):
     """Axis -> value or list of values; all axes named must match."""
 
 
-class Variant(Strict):
-    """A compressed variant of the model that the selected cells train."""
-
-    name: Literal["distilled", "awq", "int8", "fp8"]
-    """Kind of compression."""
-    where: Where = Field(default={}, strict=False)
-    """Axis -> value or list of values; default: every cell."""
-
-
 class Matrix(Strict):
     """What is compared with what: one YAML that a person writes."""
 
@@ -84,8 +74,12 @@ class Matrix(Strict):
     trials: int = Field(default=1, ge=1)
     """Repeats of each cell in fresh processes; 5 or more give an interval."""
     variants: tuple[Variant, ...] = Field(default=(), strict=False)
-    """Compressed variants of what the cells train."""
+    """Models made from what the cells train: distilled, quantized, on another runtime."""
     depends: tuple[Dependency, ...] = Field(default=(), strict=False)
     """Cells that wait for other cells."""
     drills: tuple[PlacedDrill, ...] = Field(default=(), strict=False)
     """Rehearsed failures: the selected cells misbehave on purpose."""
+    save: Save = Save()
+    """What trials keep of the model they train, and how much of an interrupted one may be lost."""
+    profile: Profile | None = None
+    """Steps that are watched by a profiler."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from egobench.errors import InvalidInput, Mistake, nearest
 from egobench.spec.axes import AxisValue
-from egobench.spec.layout import NAME_PATTERN, Dependency, Exclude, Matrix, PlacedDrill, Variant, Where
+from egobench.spec.layout import Dependency, Exclude, Matrix, PlacedDrill, Where
 from egobench.spec.mistakes import NAME_RULE, in_order, mistakes_of, shown
 from egobench.spec.pieces import (
     find_site,
@@ -26,6 +26,7 @@ from egobench.spec.pieces import (
 from egobench.spec.site import LOCAL, Site
 from egobench.spec.source import Loc, Source, read_source
 from egobench.spec.values import AxisChecker, Point
+from egobench.spec.variants import NAME_PATTERN, PLAIN_KINDS, Variant
 from egobench.spec.workload import Workload
 
 __all__ = ["Dependency", "Exclude", "LoadedMatrix", "Matrix", "PlacedDrill", "Variant", "Where", "load_matrix"]
@@ -125,6 +126,8 @@ class _MatrixReader:
         for section in ("exclude", "depends", "drills", "variants"):
             if section in checked:
                 checked[section] = self._selections(section, checked[section])
+        if isinstance(profile := checked.get("profile"), dict) and "where" in profile:
+            checked["profile"] = {**profile, "where": self._selection(("profile", "where"), profile["where"])}
         if not any(checked.get(section) for section in ("axes", "zip", "include")) and not self.mistakes:
             what = "there is nothing to run"
             self.mistakes.append(self.source.mistake((), what, "axes:, zip: or include: with at least one value"))
@@ -135,15 +138,17 @@ class _MatrixReader:
         entries: list[Any] = []
         for index, entry in enumerate(self.checker.listing((section,), raw)):
             if isinstance(entry, dict) and "where" in entry:
-                loc = (section, index, "where")
-                if entry["where"] == {}:
-                    self.mistakes.append(self.source.mistake(loc, "the selection is empty", "axis: value"))
-                entries.append({**entry, "where": self.checker.where(loc, entry["where"])})
+                entries.append({**entry, "where": self._selection((section, index, "where"), entry["where"])})
             else:
                 entries.append(entry)
             if section == "depends" and isinstance(entry, dict) and "parent" in entry:
                 entries[-1] = {**entries[-1], "parent": self._parent((section, index, "parent"), entry["parent"])}
         return entries
+
+    def _selection(self, loc: Loc, raw: object) -> dict[str, tuple[AxisValue, ...]]:
+        if raw == {}:
+            self.mistakes.append(self.source.mistake(loc, "the selection is empty", "axis: value"))
+        return self.checker.where(loc, raw)
 
     def _parent(self, loc: Loc, raw: object) -> Point:
         if raw == {}:
@@ -156,7 +161,7 @@ class _MatrixReader:
         except ValidationError as error:
             self.mistakes += mistakes_of(error, self.source, Matrix)
             return None
-        if matrix.targets.model_fields_set and matrix.baseline is None:
+        if matrix.targets.model_fields_set - {"variants"} and matrix.baseline is None:
             loc = ("targets",)
             what = "targets compare with a baseline, and there is none"
             self.mistakes.append(self.source.mistake(loc, what, todo="add baseline:", key=True))
@@ -165,7 +170,42 @@ class _MatrixReader:
                 if getattr(drill, name) < 0:
                     what = f"{getattr(drill, name)} is out of range"
                     self.mistakes.append(self.source.mistake(("drills", index, name), what, "allowed: at least 0"))
+        if matrix.profile is not None:
+            self._check_profiled(matrix.profile.steps)
+        self._check_variants(matrix)
         return matrix
+
+    def _check_variants(self, matrix: Matrix) -> None:
+        above: dict[str, Variant] = {}
+        for index, variant in enumerate(matrix.variants):
+            if variant.name in above:
+                what = f"{shown(variant.name)} stands twice"
+                self.mistakes.append(self.source.mistake(("variants", index, "name"), what, todo="rename one"))
+            if variant.of is not None and (variant.of not in above or above[variant.of].kind not in PLAIN_KINDS):
+                sources = [name for name, one in above.items() if one.kind in PLAIN_KINDS]
+                what = f"{shown(variant.of)} is no variant that others can be made from"
+                allowed = (
+                    f"allowed: {', '.join(sources) or 'none'} (above this one, of kind {' or '.join(PLAIN_KINDS)})"
+                )
+                self.mistakes.append(self.source.mistake(("variants", index, "of"), what, allowed))
+            if (variant.distillation is not None) != (variant.kind == "distilled"):
+                loc = ("variants", index)
+                what = "kind distilled goes with distillation:, and no other kind does"
+                self.mistakes.append(self.source.mistake(loc, what, todo="add distillation:, or change kind:"))
+            above.setdefault(variant.name, variant)
+        wants = matrix.targets.variants is not None
+        if wants and not any(variant.kind == "as_trained" for variant in matrix.variants):
+            what = "targets of variants compare with the unchanged model, and no variant is that"
+            todo = "add {name: torch, kind: as_trained} to variants:"
+            self.mistakes.append(self.source.mistake(("targets", "variants"), what, todo=todo, key=True))
+
+    def _check_profiled(self, steps: Sequence[int]) -> None:
+        for index, step in enumerate(steps):
+            loc = ("profile", "steps", index)
+            if step < 0:
+                self.mistakes.append(self.source.mistake(loc, f"{step} is out of range", "allowed: at least 0"))
+            elif step in steps[:index]:
+                self.mistakes.append(self.source.mistake(loc, f"{step} stands twice", todo="remove one"))
 
     def _inline_workloads(self) -> dict[str, Workload]:
         raw = self.source.data.get("workloads", {})

@@ -63,6 +63,10 @@ def _mistake(detail: ErrorDetails, source: Source, model: type[BaseModel], prefi
         bound, words = _BOUNDS[kind]
         limit = detail.get("ctx", {}).get(bound)
         return source.mistake(where, f"{shown(detail['input'])} is out of range", f"allowed: {words} {limit}")
+    if kind in ("too_short", "too_long"):
+        context = detail["ctx"]
+        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return source.mistake(where, f"{context['actual_length']} values", f"allowed: {bound}")
     if kind == "literal_error":
         return _not_listed(detail, source, where)
     if kind == "string_too_short":

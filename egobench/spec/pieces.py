@@ -62,7 +62,9 @@ def read_workload(source: Source, loc: Loc, data: object) -> tuple[Workload | No
             mistakes.append(source.mistake((*loc, "defaults", name), what, todo=todo, key=True))
     if workload is None:
         return None, mistakes
-    mistakes += _odd_model(source, loc, workload) + _odd_data(source, loc, workload)
+    mistakes += (
+        _odd_model(source, loc, workload) + _odd_data(source, loc, workload) + _odd_lengths(source, loc, workload)
+    )
     return workload.model_copy(update={"defaults": checked}), mistakes
 
 
@@ -132,6 +134,16 @@ def _odd_data(source: Source, loc: Loc, workload: Workload) -> list[Mistake]:
     if data.path is not None:
         found.append(source.mistake((*here, "path"), "egoworld is generated, it has no path", todo="remove it"))
     return found
+
+
+def _odd_lengths(source: Source, loc: Loc, workload: Workload) -> list[Mistake]:
+    """Return what cannot be so about the lengths of samples."""
+    lengths = workload.lengths
+    if lengths is None or lengths.mean <= (lengths.p90 or lengths.mean) <= lengths.longest:
+        return []
+    p90 = "" if lengths.p90 is None else f", p90 {lengths.p90:g}"
+    what = f"mean {lengths.mean:g}{p90}, longest {lengths.longest}"
+    return [source.mistake((*loc, "lengths"), what, "allowed: mean <= p90 <= longest", "`egobench data lengths` says")]
 
 
 def find_workload(folder: Path, name: str) -> Path | None:

@@ -52,7 +52,7 @@ def _matrix(schema: dict[str, Any]) -> None:
     _set(properties["include"], {"type": "array", "items": _axes(AXES, _value)})
     _set(properties["baseline"], _axes(AXES, _value_or_list))
     _set(definitions["Dependency"]["properties"]["parent"], _axes(AXES, _value))
-    for name in ("Exclude", "Dependency", "PlacedDrill", "Variant"):
+    for name in ("Exclude", "Dependency", "PlacedDrill", "Variant", "Profile"):
         _set(definitions[name]["properties"]["where"], _axes(AXES, _value_or_list))
 
 
@@ -84,6 +84,8 @@ def _value(axis: Axis) -> dict[str, Any]:
         return {"enum": list(axis.table)}
     if axis.kind is str:
         return {"type": "string"}
+    if axis.words:
+        return {"anyOf": [{"enum": list(axis.words)}, {"type": "integer", "minimum": axis.minimum}]}
     if axis.kind is int:
         return {"type": "integer", "minimum": axis.minimum}
     return {"type": "number", "exclusiveMinimum": axis.minimum}

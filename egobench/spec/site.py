@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field
 
+from egobench.spec.inference import Runtime
 from egobench.spec.strict import Strict
 
 
@@ -22,6 +23,21 @@ class Container(Strict):
     """singularity only: overlay images, each with `:ro` where several jobs use it."""
     options: tuple[str, ...] = Field(default=(), strict=False)
     """Further options, as they are."""
+
+
+class RuntimeSetup(Strict):
+    """What a job that measures variants in one runtime needs beside the site's own, or in its place."""
+
+    modules: tuple[str, ...] = Field(default=(), strict=False)
+    """Environment modules to load after the site's."""
+    environment: dict[str, str] = {}
+    """Variables to export after the site's."""
+    setup: tuple[str, ...] = Field(default=(), strict=False)
+    """Shell lines after the site's."""
+    python: str | None = None
+    """In place of the site's."""
+    container: Container | None = None
+    """In place of the site's."""
 
 
 class Mail(Strict):
@@ -52,6 +68,9 @@ class Site(Strict):
     """How GPUs are asked for; `none`: not at all (a CPU cluster)."""
     gpu_type: str | None = None
     """Slurm's name of the kind, as in `--gpus-per-node=a100:4`."""
+    network_gb_per_s: float | None = Field(default=None, gt=0)
+    """All network cards of a node together, one direction, GB/s of 1e9 bytes (InfiniBand HDR: 25 a card); only
+    predictions read it. Default: not known, and no time is predicted for trials over several nodes."""
     max_nodes: int = Field(default=1, ge=1)
     """Nodes of one trial at most."""
     max_gpus: int | None = Field(default=None, ge=1)
@@ -82,6 +101,8 @@ class Site(Strict):
     """Python that runs the worker, on the nodes or in the container; default: the one that runs `egobench`."""
     container: Container | None = None
     """Image that the worker runs in."""
+    runtimes: dict[Runtime, RuntimeSetup] = {}
+    """Runtime of variants -> what its jobs need; they are jobs of their own then."""
     scratch: str | None = None
     """Node-local folder for temporary files; a shell expression such as `$SLURM_TMPDIR` is allowed."""
     mail: Mail | None = None
@@ -107,7 +128,7 @@ class Site(Strict):
     max_trials_per_job: int | None = Field(default=None, ge=1)
     """Trials packed into one job at most; default: as many as fit."""
     expected_trial_min: float = Field(default=10, gt=0)
-    """How long a trial is expected to take, until finished ones of its cell tell."""
+    """How long a trial is expected to take, until finished ones of its cell tell, where nothing is predicted."""
     trial_time_limit_s: float = Field(default=3600, gt=0)
     """A trial that runs longer ends as `timeout`."""
     quiet_limit_s: float = Field(default=20, gt=0)
@@ -115,7 +136,16 @@ class Site(Strict):
     stall_limit_s: float = Field(default=1800, gt=0)
     """A trial that is busy but makes no progress for this long ends as `hang`."""
     cost_per_gpu_hour: float | None = Field(default=None, ge=0)
-    """For the plan's estimate."""
+    """For the plan's estimates."""
+
+    def set_up_for(self, runtime: str) -> Site:
+        """Return the site as jobs of a runtime see it; empty: the site itself."""
+        own = self.runtimes.get(cast("Runtime", runtime))
+        if own is None:
+            return self
+        told = {"modules": (*self.modules, *own.modules), "setup": (*self.setup, *own.setup)}
+        kept = {"python": own.python or self.python, "container": own.container or self.container}
+        return self.model_copy(update={**told, **kept, "environment": {**self.environment, **own.environment}})
 
 
 LOCAL = Site(why="This machine, CPU ranks.", launcher="local", device="cpu", gpus_per_node=8)

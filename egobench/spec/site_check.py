@@ -10,13 +10,13 @@ from pydantic import ValidationError
 
 from egobench.errors import Mistake
 from egobench.spec.mistakes import shown
-from egobench.spec.site import Site
+from egobench.spec.site import Container, RuntimeSetup, Site
 from egobench.spec.source import Loc, Source
 
 SLURM_ONLY: Final = (
     "gpu_request", "gpu_type", "max_gpus", "partition", "account", "qos", "constraint", "cpus_per_gpu",
-    "memory_gib_per_node", "modules", "environment", "setup", "python", "container", "scratch", "mail", "sbatch",
-    "srun", "requeue", "signal_before_end_s", "max_array_size", "max_submit_jobs", "poll_every_s", "pack_min",
+    "memory_gib_per_node", "modules", "environment", "setup", "python", "container", "runtimes", "scratch", "mail",
+    "sbatch", "srun", "requeue", "signal_before_end_s", "max_array_size", "max_submit_jobs", "poll_every_s", "pack_min",
     "max_trials_per_job", "expected_trial_min",
 )  # fmt: skip
 """Fields that a local site would silently ignore."""
@@ -48,7 +48,7 @@ def site_mistakes(source: Source) -> list[Mistake]:
     found = [*_gpus(source, site), *_texts(source)]
     if site.launcher == "local":
         return [*found, *_ignored(source)]
-    return [*found, *_times(source, site), *_options(source, site), *_environment(source, site), *_image(source, site)]
+    return [*found, *_times(source, site), *_options(source, site), *_environment(source, site), *_images(source, site)]
 
 
 def _readable(data: dict[str, Any]) -> Site | None:
@@ -74,11 +74,10 @@ def _gpus(source: Source, site: Site) -> Iterator[Mistake]:
 def _texts(source: Source) -> Iterator[Mistake]:
     """Refuse line breaks and the like: they would end the line of the script that they stand in."""
     for loc, text in _walk(source.data, ()):
-        if loc[0] not in ("why", "setup") and _CONTROL.search(text):
+        if loc[0] != "why" and "setup" not in loc[:3] and _CONTROL.search(text):
             yield source.mistake(loc, f"{shown(text)} holds a line break or control character", todo="remove it")
-    for index, line in enumerate(_list(source.data.get("setup"))):
-        if isinstance(line, str) and _CONTROL.search(line.replace("\t", " ")):
-            yield source.mistake(("setup", index), "more than one line", todo="write one entry a line")
+        if "setup" in loc[:3] and _CONTROL.search(text.replace("\t", " ")):
+            yield source.mistake(loc, "more than one line", todo="write one entry a line")
 
 
 def _walk(data: object, loc: Loc) -> Iterator[tuple[Loc, str]]:
@@ -131,33 +130,45 @@ def _options(source: Source, site: Site) -> Iterator[Mistake]:
             yield source.mistake(("sbatch", name), f"{shown(name)} is not an option", allowed, key=True)
 
 
+def _setups(site: Site) -> Iterator[tuple[Loc, Site | RuntimeSetup, str | None]]:
+    """Yield where set-ups stand, each with the Python that its container would run."""
+    yield (), site, site.python
+    for name, own in site.runtimes.items():
+        yield ("runtimes", name), own, own.python or site.python
+
+
 def _environment(source: Source, site: Site) -> Iterator[Mistake]:
-    for name in site.environment:
+    for at, name in ((at, name) for at, own, _ in _setups(site) for name in own.environment):
         if not _VARIABLE.fullmatch(name):
             what, allowed = f"{shown(name)} cannot be a variable", "letters, digits and '_', not first a digit"
-            yield source.mistake(("environment", name), what, allowed, key=True)
+            yield source.mistake((*at, "environment", name), what, allowed, key=True)
 
 
-def _image(source: Source, site: Site) -> Iterator[Mistake]:
-    container = site.container
-    if container is None:
-        return
+def _images(source: Source, site: Site) -> Iterator[Mistake]:
+    for at, own, python in _setups(site):
+        if own.container is not None:
+            yield from _image(source, own.container, python, at)
+
+
+def _image(source: Source, container: Container, python: str | None, at: Loc) -> Iterator[Mistake]:
     if container.kind == "pyxis" and container.overlays:
         what = "pyxis has no overlays"
-        yield source.mistake(("container", "overlays"), what, todo="remove them or write kind: singularity", key=True)
-    if site.python is None:
+        yield source.mistake(
+            (*at, "container", "overlays"), what, todo="remove them or write kind: singularity", key=True
+        )
+    if python is None:
         what = "'python' is missing"
         allowed = "the Python inside the image, which is not the one that runs this command"
-        yield source.mistake(("container",), what, allowed, "add python: /path/in/the/image", key=True)
+        yield source.mistake((*at, "container"), what, allowed, "add python: /path/in/the/image", key=True)
     for index, mount in enumerate(container.mounts):
         if not _MOUNT.fullmatch(mount):
             allowed = "/host/folder or /host/folder:/inside[:ro], both absolute"
-            yield source.mistake(("container", "mounts", index), f"{shown(mount)} is not a mount", allowed)
-    paths: list[tuple[Loc, str]] = [(("container", "image"), container.image), (("python",), site.python or "")]
+            yield source.mistake((*at, "container", "mounts", index), f"{shown(mount)} is not a mount", allowed)
+    paths: list[tuple[Loc, str]] = [(("container", "image"), container.image), (("python",), python or "")]
     paths += [(("container", "mounts", at), mount) for at, mount in enumerate(container.mounts)]
     paths += [(("container", "overlays", at), overlay) for at, overlay in enumerate(container.overlays)]
     for loc, path in paths:
         if "$" in path or path.startswith("~"):
             yield source.mistake(
-                loc, f"{shown(path)} is taken as it stands", "no variables, no ~", "write the path out"
+                (*at, *loc), f"{shown(path)} is taken as it stands", "no variables, no ~", "write the path out"
             )

@@ -28,6 +28,17 @@ class BelowPoints(Strict):
     metric: Literal["em", "f1"] = "f1"
 
 
+class VariantTargets(Strict):
+    """What a variant must show against the `as_trained` one of the same cell; a variant reaches all of them or none."""
+
+    size: AtMost | None = None
+    """Bytes on disk over the reference's."""
+    decode_speed: AtLeast | None = None
+    """Decoded tokens/s of the smallest batch over the reference's, which torch runs if it is there."""
+    accuracy_drop: BelowPoints | None = None
+    """Points lost, paired by question: the whole 95 % interval must lie below."""
+
+
 class Targets(Strict):
     """Reached by a cell only if all the stated ones hold for it together."""
 
@@ -37,3 +48,5 @@ class Targets(Strict):
     """Peak memory (largest rank) over the baseline's."""
     accuracy_drop: BelowPoints | None = None
     """Baseline's metric minus the cell's."""
+    variants: VariantTargets | None = None
+    """Of the variants, against the unchanged model."""

@@ -121,10 +121,12 @@ class AxisChecker:
 
     def value(self, loc: Loc, axis: Axis, raw: object) -> AxisValue | None:
         """Check one value of one axis; None where it is wrong."""
+        if raw in axis.words:
+            return str(raw)
         expected = {str: "text", int: "a whole number", float: "a number"}[axis.kind]
         fits = (int, float) if axis.kind is float else axis.kind
         if isinstance(raw, bool) or not isinstance(raw, fits):
-            allowed = f"allowed: {', '.join(axis.table)}" if axis.table else ""
+            allowed = f"allowed: {', '.join(axis.table or axis.words)}" if axis.table or axis.words else ""
             mistake = wrong_type(self.source, loc, raw, expected, "text" if axis.kind is str else "number")
             self.mistakes.append(Mistake(mistake.where, mistake.what, allowed, mistake.todo))
             return None

@@ -6,20 +6,13 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, JsonValue
 
+from egobench.spec.dims import NAMED
 from egobench.spec.strict import Strict
 
-MODEL_PATCH_PX: Final[dict[str, int]] = {
-    "egotiny": 8,
-    "internvl-small": 14,
-    "internvl3-1b": 14,
-    "internvl3-2b": 14,
-    "internvl3-8b": 14,
-    "internvl3-14b": 14,
-    "internvl3-38b": 14,
-}
+MODEL_PATCH_PX: Final[dict[str, int]] = {name: dims.vision.patch_px for name, dims in NAMED.items()}
 """Named model -> side of its tower's patch; 2 x 2 patches become one image token of the LLM."""
-SHIPPED_WEIGHTS: Final = ("egotiny",)
-"""Named models whose weights come with egobench."""
+SHIPPED_WEIGHTS: Final = {"egotiny": 64}
+"""Named models whose weights come with egobench -> side of the pictures they were trained on, pixels."""
 DATA_FORMATS: Final = ("egoworld", "egothink", "egobench", "sharegpt", "messages")
 """What `data.format` may say."""
 
@@ -28,7 +21,7 @@ class ModelSpec(Strict):
     """Which model, and where its weights come from: a `name`, or the `path` of a checkpoint folder."""
 
     name: str | None = None
-    """A named architecture: egotiny (weights shipped), internvl-small, internvl3-1b, -2b, -8b, -38b."""
+    """A named architecture: egotiny (weights shipped), internvl-small, internvl-edge, internvl3-1b, -2b, -8b, -38b."""
     path: str | None = None
     """A local Hugging Face checkpoint folder, relative to the workload file."""
     weights: Literal["shipped", "random"] = "shipped"
@@ -90,6 +83,19 @@ class EvaluationSpec(Strict):
     """Longest answer in tokens."""
 
 
+class Lengths(Strict):
+    """How long samples are, in tokens with their image's; only predictions read it, and no cell's identity has it."""
+
+    mean: float = Field(gt=0)
+    """Of all training samples."""
+    p90: float | None = Field(default=None, gt=0)
+    """Nine samples of ten are no longer; default: the mean."""
+    longest: int = Field(ge=1)
+    """The longest training sample; where `max_length` is less, that counts."""
+    supervised: float | None = Field(default=None, gt=0)
+    """Mean tokens of an answer, the end of turn included."""
+
+
 class Workload(Strict):
     """One file in benchmarks/, or one inline workload of a matrix."""
 
@@ -103,7 +109,9 @@ class Workload(Strict):
     """Side of the square image in pixels."""
     defaults: dict[str, JsonValue] = {}
     """Axis values used where the matrix does not give one."""
+    lengths: Lengths | None = None
+    """What `egobench data lengths` measured; default: predictions take every sample to be `max_length` tokens long."""
 
     def identity(self) -> dict[str, Any]:
-        """Return what is measured, for the cell's hash: everything but the prose."""
-        return self.model_dump(mode="json", exclude={"why", "defaults"})
+        """Return what is measured, for the cell's hash: everything but the prose and hints."""
+        return self.model_dump(mode="json", exclude={"why", "defaults", "lengths"})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from egobench.data import source
-from egobench.data.batches import Batch, Pixels
+from egobench.data.batches import Batch, Padding, Pixels
 from egobench.data.source import DataSet
 from egobench.errors import InvalidInput, Mistake
 from egobench.evaluate.ask import Generation, Questions
@@ -19,7 +19,7 @@ from egobench.models.internvl import LoadedModel
 from egobench.models.prompt import EncodedSet, encode_all
 from egobench.records.trial import Trial
 from egobench.spec import axes as tables
-from egobench.train.feed import Feed
+from egobench.train.feed import Collate, Feed
 from egobench.train.rank import Rank
 from egobench.train.resolve import resolve
 from egobench.train.sampler import Sampler
@@ -47,26 +47,33 @@ class Material:
     model_digest: str
     max_length: int
 
-    def feed(self, trial: Trial, rank: Rank) -> Feed:
-        """Return the micro-batches of a rank."""
+    def feed(self, trial: Trial, rank: Rank, micro_batch_size: int | None = None) -> Feed:
+        """Return the micro-batches of a rank, of a size that was found where the axis does not say it."""
         axes = trial.cell.axes
-        pad: Callable[..., Batch] = resolve(tables.PADDINGS, axes["padding"], "axes.padding")
-        pictures = _pictures(self.data.train, self.train, self.data.image_px)
-
-        def collate(indices: Sequence[int]) -> Batch:
-            encoded = [self.train.encoded[index] for index in indices]
-            return pad(encoded, pictures(indices), pad_id=self.generation.pad_token_id, max_length=self.max_length)
-
+        padding: Padding = resolve(tables.PADDINGS, axes["padding"], "axes.padding")
         return Feed(
             self.train.encoded,
-            collate,
+            self.collate_by(padding),
+            padding.arrange,
             Sampler(len(self.train.encoded), trial.seed),
             rank,
-            micro_batch_size=int(axes["micro_batch_size"]),
+            micro_batch_size=micro_batch_size or int(axes["micro_batch_size"]),
             num_accumulation_steps=int(axes["num_accumulation_steps"]),
             num_steps=num_steps(trial),
             is_costly=self.data.train.stored is None,
         )
+
+    def collate_by(self, padding: Padding) -> Collate:
+        """Return what makes a micro-batch of training samples."""
+        pictures = _pictures(self.data.train, self.train, self.data.image_px)
+
+        def collate(indices: Sequence[int]) -> Batch:
+            encoded = [self.train.encoded[index] for index in indices]
+            pad_id = self.generation.pad_token_id
+            made = padding.collate(encoded, pictures(indices), pad_id=pad_id, max_length=self.max_length)
+            return replace(made, samples=tuple(indices))
+
+        return collate
 
     def facts(self) -> dict[str, Any]:
         """Return what the provenance says about data and model."""
@@ -87,8 +94,8 @@ def load_data(trial: Trial) -> Data:
     workload = trial.cell.workload
     spec = workload.data.model_dump()
     if spec["path"] is not None:
-        spec["path"] = str(_absolute(trial, spec["path"]))
-    image_px = int(trial.cell.axes["image_px"] or workload.image_px)
+        spec["path"] = str(absolute(trial, spec["path"]))
+    image_px = workload.image_px
     cache = Path(trial.placement.cache_folder)
     train = source.load(spec, "train", cache_dir=cache, image_px=image_px)
     is_asked = workload.evaluation.num_questions != 0
@@ -100,12 +107,22 @@ def build_model(trial: Trial, parameters: torch.dtype, device: torch.device) -> 
     """Build the workload's model with the trial's attention kernel."""
     spec = trial.cell.workload.model.model_dump(exclude_none=True)
     if "path" in spec:
-        spec["path"] = str(_absolute(trial, spec["path"]))
+        spec["path"] = str(absolute(trial, spec["path"]))
+    spec["image_px"] = trial.cell.workload.image_px
     # A checkpoint folder names its own architecture; all families so far share one builder.
     build = resolve(MODELS, spec.get("name", "egotiny"), "model.name")
-    attention = trial.cell.axes["attention"]
-    loaded: LoadedModel = build(spec, attention=attention, dtype=parameters, device=device, seed=trial.seed)
+    kernels = kernels_of(trial)
+    loaded: LoadedModel = build(spec, attention=kernels, dtype=parameters, device=device, seed=trial.seed)
     return loaded
+
+
+def kernels_of(trial: Trial) -> dict[str, str]:
+    """Return the names under which transformers finds the trial's attention kernels, by the part that uses them."""
+    axes = trial.cell.axes
+    own = axes["vision_attention"]
+    text = resolve(tables.ATTENTIONS, axes["attention"], "axes.attention")()
+    vision = text if own == tables.SAME else resolve(tables.ATTENTIONS, own, "axes.vision_attention")()
+    return {"": text, "text_config": text, "vision_config": vision}
 
 
 def prepare_data(trial: Trial, data: Data, loaded: LoadedModel) -> Material:
@@ -141,5 +158,6 @@ def _pictures(data: DataSet, encoded: EncodedSet, image_px: int) -> Callable[[Se
     return lambda indices: data.pixels([encoded.samples[index] for index in indices], image_px)
 
 
-def _absolute(trial: Trial, path: str) -> Path:
+def absolute(trial: Trial, path: str) -> Path:
+    """Return a path of the workload, which starts from the matrix's folder."""
     return Path(trial.placement.base_folder) / Path(path).expanduser()

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,12 +16,14 @@ import torch
 
 from egobench.probes.clock import Lap, PhaseClock
 from egobench.probes.memory import MemoryProbe, Peak
-from egobench.records.measures import StepRecord
+from egobench.records.measures import Excluded, StepRecord
 from egobench.records.store import disk_errors
 from egobench.train.errors import Diverged
 
 DEPTH: Final = 8
 """Steps that may be under way on the device; only then does the loop wait for the oldest."""
+MOST_SKIPPED: Final = 20
+"""Skipped updates in a row. A loss scale halves at each, from 2^16: it is below 1 by then, and no longer the cause."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ class Scalars:
     step: int
     learning_rate: float
     counts: Mapping[str, int]
-    """num_samples and the four token counts."""
+    """num_samples, the four token counts, and FLOPs where they are known."""
+    excluded: Excluded = ""
+    """Why the step is in no timing."""
+    scales_loss: bool = False
+    """A gradient norm that is not finite means that the loss scaler skipped the update."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,16 @@ class StepRecorder:
     Lines go to the file unbuffered: a rank that is killed leaves the steps that it finished.
     """
 
-    def __init__(self, path: Path, clock: PhaseClock, memory: MemoryProbe, device: torch.device) -> None:
-        self.records: list[StepRecord] = []
+    def __init__(
+        self,
+        path: Path,
+        clock: PhaseClock,
+        memory: MemoryProbe,
+        device: torch.device,
+        earlier: Sequence[StepRecord] = (),
+    ) -> None:
+        """Open the file; `earlier`: the lines that it begins with, of the attempt that this one goes on from."""
+        self.records = list(earlier)
         self._clock, self._memory, self._device = clock, memory, device
         self._pending: deque[_Pending] = deque()
         self._started_at = time.time()
@@ -95,6 +109,11 @@ class StepRecorder:
         self.records.append(record)
         with disk_errors(Path(self._stream.name)):
             self._stream.write(json.dumps(record.model_dump()).encode() + b"\n")  # keeps nan, unlike pydantic
+        if record.skipped:
+            last = self.records[-MOST_SKIPPED:]
+            if len(last) == MOST_SKIPPED and all(each.skipped for each in last):
+                raise Diverged(record.step, "gradient norm")
+            return
         for what, value in (("loss", record.loss), ("gradient norm", record.grad_norm)):
             # A rank whose samples supervise nothing has no loss of its own.
             if not math.isfinite(value) and not (what == "loss" and record.supervised_tokens == 0):
@@ -106,10 +125,16 @@ class StepRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what is left; after a failure only the steps that the device has certainly finished."""
+        """Write what is left; after a failure only the steps that the device has certainly finished.
+
+        Raises:
+            Diverged: as `finish` does, or no update was made because the loss scaler skipped all of them.
+        """
         try:
             if kind is None:
                 self.drain()
+                if self.records and all(record.skipped for record in self.records):
+                    raise Diverged(self.records[-1].step, "gradient norm")
             else:
                 self._salvage()
         finally:
@@ -138,8 +163,16 @@ def _record(pending: _Pending) -> StepRecord:
         loss=pending.loss_sum.item() / supervised if supervised else float("nan"),
         grad_norm=pending.grad_norm.item(),
         learning_rate=scalars.learning_rate,
-        **scalars.counts,
+        num_samples=scalars.counts["num_samples"],
+        image_tokens=scalars.counts["image_tokens"],
+        text_tokens=scalars.counts["text_tokens"],
+        supervised_tokens=supervised,
+        padding_tokens=scalars.counts["padding_tokens"],
         peak_allocated_bytes=pending.peak.allocated_bytes,
         peak_reserved_bytes=pending.peak.reserved_bytes,
+        model_flops=float(scalars.counts.get("model_flops", 0)),
+        hardware_flops=float(scalars.counts.get("hardware_flops", 0)),
+        excluded=scalars.excluded,
+        skipped=scalars.scales_loss and not math.isfinite(pending.grad_norm.item()),
         started_at=pending.started_at,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,11 @@ class Sampler:
         """Return what a new sampler needs to go on from here."""
         return Position(self._epoch, self._position)
 
+    def seek(self, state: Position) -> None:
+        """Go on from a state of a sampler with the same samples and seed."""
+        self._epoch, self._position = state.epoch, state.position
+        self._order = self._permutation()
+
     def take(self, count: int) -> list[int]:
         """Return the next `count` samples; a batch may reach into the next epoch, so none is left out."""
         taken: list[int] = []
@@ -48,13 +52,3 @@ class Sampler:
     def _permutation(self) -> list[int]:
         order: list[int] = np.random.default_rng([self._seed, self._epoch]).permutation(self._num_samples).tolist()
         return order
-
-
-def deal(batch: Sequence[int], *, rank: int, num_ranks: int, micro_batch_size: int) -> list[list[int]]:
-    """Return the micro-batches of one rank.
-
-    The global batch is cut into micro-batches first and these are dealt out afterwards, so that the same
-    samples share a micro-batch (and its padding) for any split into ranks x accumulation.
-    """
-    micro = [list(batch[start : start + micro_batch_size]) for start in range(0, len(batch), micro_batch_size)]
-    return micro[rank::num_ranks]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from egobench.probes.clock import Clock
@@ -26,17 +27,34 @@ class Stages:
         self.began_at = time.time()
         self.outside_s: dict[Phase, float] = {}
         """Seconds in each phase that belongs to no step, so far."""
+        self.listener: Callable[[Phase], None] | None = None
+        """Also told of every phase of a step; set while a profiler watches."""
         self._outside: tuple[Phase, float] | None = None
+        self._is_rehearsing = False
         self._pulse, self._drill = pulse, drill
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase of the current step."""
+        if self._is_rehearsing:
+            self._pulse.mark(phase, self.step)
+            return
         if self._outside is not None:
             self._leave()
         self._pulse.mark(phase, self.step)
         self.clock.enter(phase)
         if self._drill is not None:
             self._drill(phase, self.step)
+        if self.listener is not None:
+            self.listener(phase)
+
+    @contextlib.contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Have the phases that are entered inside belong to no step; only the pulse hears of them."""
+        self._is_rehearsing = True
+        try:
+            yield
+        finally:
+            self._is_rehearsing = False
 
     def outside(self, phase: Phase) -> None:
         """Enter a phase that belongs to no step: loading, evaluation, saving, the end."""

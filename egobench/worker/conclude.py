@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +14,19 @@ from egobench.records.measures import MergedStep, StepRecord
 from egobench.records.outcome import Failure, Outcome, OutcomeName
 from egobench.records.provenance import Provenance
 from egobench.records.rank import RankReport
-from egobench.records.store import TrialPaths, create_document, read_document, read_lines, write_document, write_text
+from egobench.records.store import (
+    TrialPaths,
+    create_document,
+    is_full,
+    read_document,
+    read_lines,
+    write_document,
+    write_text,
+)
 from egobench.records.summary import merge_steps, summarise
 from egobench.records.trial import Trial
 from egobench.worker.blame import Evidence, find_outcome
 
-FULL_BYTES: Final = 64 * 1024
-"""With less free than this, a failed trial may have failed for want of space."""
 TAIL_LINES: Final = 80
 TAIL_BYTES: Final = 16 * 1024
 
@@ -80,6 +85,7 @@ def conclude(trial: Trial, paths: TrialPaths, remains: Remains, fence: Callable[
         interrupted=verdict is not None and verdict.interrupted and verdict.outcome == outcome,
         failure=failure.model_copy(update={"log_tail": _tail(paths, remains, failure.rank)}) if failure else None,
         measures=summarise(merged, reports),
+        variant=next((one.summary.variant for one in reports if one.summary and one.summary.variant), None),
     )
     fence()
     if create_document(paths.outcome, document):
@@ -112,7 +118,7 @@ def _refuse_to_blame(paths: TrialPaths, remains: Remains) -> None:
             last = _tail(paths, remains, rank).strip().rpartition("\n")[2]
             what = last.partition("EnvironmentProblem: ")[2] or last or "the machine failed"
             raise EnvironmentProblem(f"rank {rank}: {what}")
-    if shutil.disk_usage(paths.folder).free < FULL_BYTES:
+    if is_full(paths.folder):  # it may have failed for want of space
         raise EnvironmentProblem(
             f"{paths.folder}: cannot write: the disk is full; free some space, then run the same command again"
         )
@@ -129,7 +135,10 @@ def _because(outcome: OutcomeName, failure: Failure | None) -> str:
 def _launch_s(remains: Remains, reports: Sequence[RankReport], per_rank: list[list[StepRecord]]) -> float | None:
     firsts = [report.summary.first_step_at for report in reports if report.summary is not None]
     ahead_s = remains.ahead_s
-    firsts = firsts or [line[0].started_at - ahead_s.get(rank, 0.0) for rank, line in enumerate(per_rank) if line]
+    for rank, lines in enumerate(per_rank if not firsts else []):
+        began = [line.started_at - ahead_s.get(rank, 0.0) for line in lines]
+        # The lines of an attempt that this one went on from are older.
+        firsts += [at for at in began if at >= remains.started_at][:1]
     return max(firsts) - remains.started_at if firsts else None
 
 

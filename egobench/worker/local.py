@@ -39,7 +39,7 @@ class LocalRanks:
         """Rank -> Unix time at which its process was found dead."""
         self.killed_at: float | None = None
         """Unix time at which we killed the ranks."""
-        self._paths, self._shares_files = paths, shares_files
+        self.paths, self._shares_files = paths, shares_files
         self._before = descendants()
         self._handles: dict[int, int] = {}
         self._polled: dict[int, int] = {}
@@ -71,7 +71,7 @@ class LocalRanks:
         found: dict[int, PulseReading] = {}
         for rank in self.ranks:
             with contextlib.suppress(OSError):  # a shared file system that is in trouble for a moment
-                if (reading := read_pulse(self._paths.rank_pulse(rank))) is not None:
+                if (reading := read_pulse(self.paths.rank_pulse(rank))) is not None:
                     found[rank] = reading
         return found
 
@@ -98,7 +98,7 @@ class LocalRanks:
         # A page that a rank has mapped stays on this node until somebody asks for it to be written.
         for rank in self.readings:
             with contextlib.suppress(OSError):
-                descriptor = os.open(self._paths.rank_pulse(rank), os.O_RDWR)
+                descriptor = os.open(self.paths.rank_pulse(rank), os.O_RDWR)
                 try:
                     os.fsync(descriptor)
                 finally:
@@ -114,7 +114,7 @@ class LocalRanks:
 
     def reports(self) -> list[RankReport]:
         """Return what the ranks have said about their end."""
-        found = (read_document(self._paths.rank_report(rank), RankReport) for rank in self.ranks)
+        found = (read_document(self.paths.rank_report(rank), RankReport) for rank in self.ranks)
         return [report for report in found if report is not None]
 
     def has_failed(self) -> bool:
@@ -128,7 +128,7 @@ class LocalRanks:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(reading.pid, signal.SIGUSR1)
         time.sleep(DUMP_GRACE_S)
-        return frozenset(rank for rank in self.readings if _waits_in_framework(self._paths, rank))
+        return frozenset(rank for rank in self.readings if _waits_in_framework(self.paths, rank))
 
     def kill(self) -> None:
         """End all ranks of this node."""

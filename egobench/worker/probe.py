@@ -37,6 +37,7 @@ from egobench.records.probe import (
     ReduceAnswer,
 )
 from egobench.records.store import read_document, write_document
+from egobench.spec.runtimes import absent_here
 from egobench.worker.process import die_with_parent
 from egobench.worker.say import say
 from egobench.worker.slurm import SlurmStep, read_step
@@ -157,6 +158,7 @@ def look_around(request: ProbeRequest, node: str, problem: str = "") -> NodeAnsw
         scratch=scratch,
         scratch_free_bytes=_free_bytes(scratch),
         limits={name: _limit(number) for name, number in LIMITS.items()},
+        absent=tuple(sorted(absent_here())),
         **told,
     )
 

@@ -32,11 +32,12 @@ from egobench.records.trial import Placement, Trial
 from egobench.train.rank import Rank
 from egobench.worker.binding import bind
 from egobench.worker.classify import classify, describe, is_echo, is_environment
-from egobench.worker.process import die_with_parent, is_alive
+from egobench.worker.process import die_with_parent, is_alive, keep_freed_memory
 from egobench.worker.say import say_traceback
 
 Body = Callable[[Trial, TrialPaths, Rank, Pulse], RankSummary]
 BODY: Final = "egobench.train.loop:run"
+VARIANT_BODY: Final = "egobench.compress.trial:run"
 ECHO_GRACE_S: Final = 2.0
 """A rank that suffers from another one stays so long, so that the agent sees the other's end first."""
 GROUP_GRACE_S: Final = 60.0
@@ -78,6 +79,7 @@ def run_rank(folder: str, agent_pid: int | None = None, body: str = BODY, seats:
         die_with_parent(signal.SIGKILL)
         if not is_alive(agent_pid):  # it died before the kernel was asked to watch it
             os._exit(EXIT_BUG)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the fork server ignores it
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     if seats is not None:
         seats.take()
@@ -144,6 +146,11 @@ def _refuse_if_taken(paths: TrialPaths, ours: Claim | None) -> None:
 
 def _run(trial: Trial, paths: TrialPaths, number: int, pulse: Pulse, body: str) -> RankSummary:
     rank = _place(trial, number)
+    if trial.save.acceptable_loss_h is not None:
+        # Slurm signals every process of a step: a rank must live to save, and the watch ends it then.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if trial.cell.variant is not None and body == BODY:
+        body = VARIANT_BODY
     module, _, attribute = body.partition(":")
     run: Body = getattr(importlib.import_module(module), attribute)
     with _process_group(trial, rank):
@@ -159,6 +166,7 @@ def _place(trial: Trial, number: int) -> Rank:
         torch.cuda.set_device(local)
         device = torch.device("cuda", local)
     else:
+        keep_freed_memory()
         device = torch.device("cpu")
     return Rank(rank=number, local_rank=local, num_ranks=int(os.environ["WORLD_SIZE"]), device=device)
 
@@ -172,7 +180,8 @@ def num_threads(placement: Placement, ranks_here: int) -> int:
 
 @contextlib.contextmanager
 def _process_group(trial: Trial, rank: Rank) -> Iterator[None]:
-    if trial.cell.axes["strategy"] == "single":
+    variant = trial.cell.variant
+    if trial.cell.axes["strategy"] == "single" or (variant is not None and variant.is_alone):
         yield
         return
     placement = trial.placement
@@ -181,7 +190,9 @@ def _process_group(trial: Trial, rank: Rank) -> Iterator[None]:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=datetime.timedelta(seconds=patience_s),
-        device_id=rank.device if on_gpu else None,
+        # DeepSpeed makes groups of its own, which NCCL splits from one that is bound to a device: not from one of a
+        # single rank. Source: https://github.com/deepspeedai/DeepSpeed/issues/8248
+        device_id=rank.device if on_gpu and rank.num_ranks > 1 else None,
     )
     yield
     # Not in a `finally`: after a failure the peers may be gone, and the process ends anyway.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import time
@@ -14,9 +15,9 @@ from egobench.records.allocation import (
     Claim,
     Ended,
     Start,
-    TrialRef,
     last_start,
 )
+from egobench.records.checkpoint import complete_checkpoints
 from egobench.records.claim import VANISHED, look_afresh
 from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome, OutcomeName
@@ -92,37 +93,31 @@ def settle_leftovers(paths: AllocationPaths, allocation: Allocation, start: Star
         held = read_document(trial.running, Claim)
         if held is None or held.allocation != paths.number or held.start >= start.number or trial.outcome.exists():
             continue
-        marked = trial.interrupted.exists()
-        preempted = start.job_id is not None and (marked or was_preempted(start.job_id))
-        outcome, because = ("preempted", _PREEMPTED) if preempted else ("node_fail", VANISHED)
-        _settle(paths, ref, held, outcome, because, settled)
+        preempted = start.job_id is not None and (trial.interrupted.exists() or was_preempted(start.job_id))
+        outcome: OutcomeName = "preempted" if preempted else "node_fail"
+        because = _PREEMPTED if preempted else VANISHED
+        if not record_interruption(trial, held, outcome, because):
+            continue
+        say(f"{ref.cell_id} trial {ref.trial}: {outcome}: {because}")
+        if (document := read_document(trial.outcome, Outcome)) is not None:
+            settled.append((held.start, document))
     return settled
 
 
-def _settle(
-    paths: AllocationPaths, ref: TrialRef, held: Claim, outcome: str, because: str, settled: list[tuple[int, Outcome]]
-) -> None:
-    name: OutcomeName = "preempted" if outcome == "preempted" else "node_fail"
-    trial = paths.trial(ref)
-    if not record_interruption(trial, held, name, because):
-        return
-    say(f"{ref.cell_id} trial {ref.trial}: {name}: {because}")
-    if (document := read_document(trial.outcome, Outcome)) is not None:
-        settled.append((held.start, document))
-
-
 def fruitless_starts(paths: AllocationPaths, allocation: Allocation, start: Start) -> int:
-    """Return how many starts, this one and those right before it, gave no trial its final outcome."""
-    finals = [
+    """Return how many starts, this one and those right before it, gave no trial its final outcome nor a checkpoint."""
+    fruits = [
         outcome.ended_at
         for ref in allocation.trials
         if (outcome := read_document(paths.trial(ref).outcome, Outcome)) is not None
         and allocation.retry.is_final(outcome, ref)
     ]
+    for ref in allocation.trials:
+        fruits += [saved.at for _, saved in itertools.islice(complete_checkpoints(paths.trial(ref).checkpoints), 1)]
     count = 0
     for number in range(start.number, -1, -1):
         began = read_document(paths.start(number), Start)
-        if began is not None and any(at >= began.at for at in finals):
+        if began is not None and any(at >= began.at for at in fruits):
             break
         count += 1
     return count

@@ -6,13 +6,18 @@ import signal
 import time
 from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
+from typing import Final, Literal
 
 from egobench.records.allocation import AllocationPaths, CancelRequest, Start, last_start
 from egobench.records.claim import look_afresh
 from egobench.records.outcome import OutcomeName
 from egobench.records.store import read_document
 from egobench.worker.slurm import outcome_of_warning
+
+CLOSING_S: Final = 30.0
+"""Of the time that Slurm grants after its warning, what ending the trial may take after a last save."""
+SAVE_WITHIN_S: Final = 20.0
+"""After a signal to end; Slurm kills what is left KillWait later, 30 s unless a site says otherwise. slurm.conf(5)."""
 
 
 class Superseded(Exception):
@@ -28,6 +33,8 @@ class Halt:
     why: str
     outcome: OutcomeName | None = "cancelled"
     """What the running trial comes to; None: it gets no outcome from us."""
+    save_within_s: float = 0.0
+    """How long the ranks of a trial that keeps checkpoints may take for a last one; 0: they are ended at once."""
 
     @property
     def interrupts(self) -> bool:
@@ -89,12 +96,12 @@ class Stop:
             return Halt("cancel", f"cancelled by {request.by}")
         if self._signal is not None:
             why = f"{self._signal} to the allocation"
-            return Halt("signal", why, None) if self._slurm else Halt("cancel", why)
+            return Halt("signal", why, None, SAVE_WITHIN_S) if self._slurm else Halt("cancel", why)
         if self.is_warned:
             self._warning = self._warning or self._read_warning()
             return self._warning
         if self.budget_ends_at is not None and time.time() >= self.budget_ends_at:
-            return Halt("budget", "the allocation's GPU-hours are used up", "timeout")
+            return Halt("budget", "the allocation's GPU-hours are used up", "timeout", SAVE_WITHIN_S)
         return None
 
     def this_trial(self) -> Halt | None:
@@ -127,7 +134,8 @@ class Stop:
         start = self._start
         outcome = outcome_of_warning(start, time.time(), self._warned_before_s)
         why = "its time limit is near" if outcome == "timeout" else "it is preempted"
-        return Halt("warning", f"Slurm warned the allocation: {why}", outcome)
+        within_s = max(SAVE_WITHIN_S, self._warned_before_s - CLOSING_S)
+        return Halt("warning", f"Slurm warned the allocation: {why}", outcome, within_s)
 
     def _request(self) -> CancelRequest | None:
         return read_document(self._paths.cancel, CancelRequest) if self._paths else None

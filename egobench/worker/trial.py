@@ -12,6 +12,7 @@ from typing import Final
 
 from egobench.errors import EnvironmentProblem
 from egobench.records.allocation import Claim, Interruption
+from egobench.records.checkpoint import FRESH, remove
 from egobench.records.claim import claim, is_held_by
 from egobench.records.interruption import record_interruption
 from egobench.records.outcome import Outcome
@@ -26,7 +27,7 @@ from egobench.worker.process import count_oom_kills
 from egobench.worker.rank import BODY
 from egobench.worker.remote import RemoteRanks
 from egobench.worker.say import say
-from egobench.worker.stop import Halt, Superseded
+from egobench.worker.stop import SAVE_WITHIN_S, Halt, Superseded
 from egobench.worker.team import Leader, LostNode, meeting_place
 from egobench.worker.watch import Watch
 
@@ -70,6 +71,8 @@ def run_trial(
     if attempt is None:
         return None
     outcome = _Launch(trial, paths, stop, owner, attempt).run(body)
+    if outcome.outcome in FRESH:
+        remove(paths.checkpoints)  # it is over; what is still wanted of the model, `save: {export: ...}` has left
     paths.running.unlink(missing_ok=True)
     return outcome
 
@@ -136,7 +139,7 @@ class _Launch:
         if (halt := self._stop()) is not None:
             return halt
         if self._remote is not None and self._remote.signal is not None:
-            return Halt("signal", f"{self._remote.signal} to another node", None)
+            return Halt("signal", f"{self._remote.signal} to another node", None, SAVE_WITHIN_S)
         return None
 
     def _evidence(self, watch: Watch, exits: RankExits, oom_kills: int) -> Evidence:

@@ -7,10 +7,12 @@ import time
 import psutil
 
 from egobench.records.allocation import Allocation, AllocationPaths, Start
-from egobench.records.measures import MergedStep
+from egobench.records.checkpoint import complete_checkpoints
+from egobench.records.measures import MergedStep, StepRecord
 from egobench.records.outcome import Outcome
 from egobench.records.rank import RankReport
 from egobench.records.store import TrialPaths, read_document, read_lines, write_document
+from egobench.records.summary import merge_steps
 from egobench.records.usage import Span, Usage
 
 
@@ -36,12 +38,11 @@ class Meter:
 
     def take_lost(self, number: int, outcome: Outcome) -> None:
         """Take a trial that an earlier start did not see the end of."""
-        lost_s = outcome.ended_at - outcome.started_at
         span = self._earlier.get(number) or Span(start=number, began_at=outcome.started_at)
+        more = share_out(outcome, self._paths.sweep.trial(outcome.cell_id, outcome.trial), span)
         # That start may have counted some of it as idle, on its way out.
-        counted_s = min(max(0.0, span.began_at + span.total_s - outcome.started_at), lost_s, span.idle_s)
-        sums = {"lost_s": span.lost_s + lost_s, "idle_s": span.idle_s - counted_s, "num_trials": span.num_trials + 1}
-        self._earlier[number] = span.model_copy(update=sums)
+        counted_s = min(max(0.0, span.began_at + span.total_s - outcome.started_at), more.total_s, span.idle_s)
+        self._earlier[number] = _sum(span, more).model_copy(update={"idle_s": span.idle_s - counted_s})
 
     def write(self, whole: bool = False) -> None:
         """Write the document as things stand now.
@@ -56,9 +57,12 @@ class Meter:
         write_document(self._paths.usage, Usage(num_gpus=self._num_gpus, spans=(*spans, self._span)))
 
     def _add(self, more: Span) -> None:
-        names = ("measured_s", "warmup_s", "evaluation_s", "startup_s", "lost_s", "num_trials")
-        sums = {name: getattr(self._span, name) + getattr(more, name) for name in names}
-        self._span = self._span.model_copy(update=sums)
+        self._span = _sum(self._span, more)
+
+
+def _sum(span: Span, more: Span) -> Span:
+    names = ("measured_s", "warmup_s", "evaluation_s", "startup_s", "lost_s", "num_trials")
+    return span.model_copy(update={name: getattr(span, name) + getattr(more, name) for name in names})
 
 
 def spent_s(paths: AllocationPaths, before: int) -> float:
@@ -86,9 +90,11 @@ def spent_s(paths: AllocationPaths, before: int) -> float:
 def share_out(outcome: Outcome, paths: TrialPaths, span: Span) -> Span:
     """Say what the seconds of one trial went into; never more than it took."""
     left_s = outcome.ended_at - outcome.started_at
+    steps = _kept_steps(outcome, paths)
     if outcome.outcome != "ok":
-        return Span(start=span.start, began_at=span.began_at, lost_s=left_s, num_trials=1)
-    steps = read_lines(paths.steps, MergedStep)
+        measured_s, warmup_s = _seconds(steps, True), _seconds(steps, False)
+        found = {"measured_s": measured_s, "warmup_s": warmup_s, "lost_s": max(0.0, left_s - measured_s - warmup_s)}
+        return Span(start=span.start, began_at=span.began_at, num_trials=1).model_copy(update=found)
     report = read_document(paths.rank_report(0), RankReport)
     summary = report.summary if report is not None else None
     startup_s = outcome.launch_s or 0.0
@@ -96,13 +102,32 @@ def share_out(outcome: Outcome, paths: TrialPaths, span: Span) -> Span:
         # Without the evaluation that comes before the first step.
         startup_s = summary.began_at - outcome.started_at + summary.loading_s
     wanted = {
-        "measured_s": sum(step.step_time_s for step in steps if step.steady),
-        "warmup_s": sum(step.step_time_s for step in steps if not step.steady),
+        "measured_s": _seconds(steps, True),
+        "warmup_s": _seconds(steps, False),
         "evaluation_s": (summary.evaluation_s if summary is not None else None) or 0.0,
         "startup_s": startup_s,
     }
-    found: dict[str, float] = {}
+    found = {}
     for name, seconds in wanted.items():
         found[name] = max(0.0, min(seconds, left_s))
         left_s -= found[name]
     return Span(start=span.start, began_at=span.began_at, num_trials=1).model_copy(update=found)
+
+
+def _kept_steps(outcome: Outcome, paths: TrialPaths) -> list[MergedStep]:
+    """Return the steps of this attempt, and not of an earlier one, that count for the trial.
+
+    All of them where it ended ok; where it was interrupted, those that the next attempt need not take again.
+    """
+    end = float("inf")
+    if outcome.outcome != "ok":
+        _, saved = next(complete_checkpoints(paths.checkpoints), (None, None))
+        end = saved.step if saved is not None and outcome.interrupted else 0
+    lines = [read_lines(path, StepRecord) for path in sorted(paths.ranks.glob("*.jsonl"))] if end else []
+    first = read_lines(paths.rank_steps(0), StepRecord)
+    own = {line.step for line in first if line.started_at >= outcome.started_at and line.step < end}
+    return [step for step in read_lines(paths.steps, MergedStep) or merge_steps(lines) if step.step in own]
+
+
+def _seconds(steps: list[MergedStep], steady: bool) -> float:
+    return sum(step.step_time_s for step in steps if step.steady == steady)

@@ -20,7 +20,7 @@ LONGEST_PHASE_FACTOR: Final = 20.0
 BUSY_PATIENCE: Final = 1.4
 """But a busy trial is given this many quiet limits at least."""
 _LEARNING_STEPS: Final = 2
-_STEP_PHASES: Final[frozenset[Phase]] = frozenset({"data", "forward", "backward", "communication", "optimizer"})
+STEP_PHASES: Final[frozenset[Phase]] = frozenset({"data", "forward", "backward", "communication", "optimizer"})
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Vigil:
                 self._seen_s[rank] = now_s
                 continue
             self._progress_s = self._quiet_since_s = now_s
-            if before is not None and before.phase in _STEP_PHASES:
+            if before is not None and before.phase in STEP_PHASES:
                 # Known to have lasted from its mark until we last saw it; looks are closer than any limit.
                 self._longest_phase_s = max(self._longest_phase_s, self._seen_s[rank] - before.monotonic_s)
             self._last[rank], self._seen_s[rank] = reading, now_s
@@ -93,7 +93,7 @@ class Vigil:
     def _is_settled(self) -> bool:
         # Evaluation and saving may last long on one rank while the others wait inside a step.
         return bool(self._last) and all(
-            reading.step >= _LEARNING_STEPS and reading.phase in _STEP_PHASES for reading in self._last.values()
+            reading.step >= _LEARNING_STEPS and reading.phase in STEP_PHASES for reading in self._last.values()
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing import forkserver
 from typing import Final
 
 PRELOAD: Final = (
+    "egobench.models",
     "torch",
     "torch.distributed",
     "transformers",
@@ -19,6 +21,9 @@ PRELOAD: Final = (
 
 def start_server(preload: tuple[str, ...] = PRELOAD) -> None:
     """Start the fork server; it imports while the caller goes on with its own imports."""
+    # transformers asks at import whether there is a GPU, where flash-attn is installed: torch must ask NVML, because a
+    # forked process cannot use a CUDA that its parent initialised. Source: torch.cuda.is_available.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     multiprocessing.set_forkserver_preload([*preload, "egobench.worker.rank", "egobench.worker.server"])
     forkserver.ensure_running()
 

@@ -12,6 +12,7 @@ from typing import Final
 from egobench.probes.pulse import PulseReading
 from egobench.records.outcome import OutcomeName, Phase
 from egobench.records.trial import Trial
+from egobench.worker.last_save import LastSave
 from egobench.worker.local import LocalRanks
 from egobench.worker.pause import PauseMeter
 from egobench.worker.process import Usage
@@ -62,6 +63,7 @@ class Watch(threading.Thread):
         """It was no use; the ranks were ended because nobody looked after them."""
         self._pauses = PauseMeter()
         self._trial, self._local, self._why_end, self._remote = trial, local, stop, remote
+        self._last_save = LastSave(trial, local.paths.save_request)
         self._over = threading.Event()
         self._started_s = time.monotonic()
         limits = trial.placement
@@ -136,7 +138,8 @@ class Watch(threading.Thread):
         return self._local.usages() | (self._remote.usages if self._remote else {})
 
     def _look_at_files(self, now_s: float) -> None:
-        if (halt := self._why_end()) is not None:
+        halt = self._why_end()
+        if halt is not None and not self._last_save.is_awaited(halt, self.readings, now_s):
             self.halt = halt
             if halt.outcome is None:
                 self._kill()

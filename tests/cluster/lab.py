@@ -17,12 +17,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from tests.cluster.config import Shape, write_config
 from tests.cluster.daemons import Daemons, NotReady, wait_until
+from tests.cluster.environment import variables
 
 REPOSITORY: Final = Path(__file__).parents[2]
 PROGRAMS: Final = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "setpriv")
@@ -144,13 +146,8 @@ class Cluster:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Make Slurm's commands in this process talk to this cluster."""
-        before = {name: os.environ.get(name) for name in self.env}
-        os.environ.update(self.env)
-        try:
+        with variables(self.env):
             yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
     def submit(self, *options: str, script: str = "#!/bin/sh\nsleep 30\n") -> str:
         """Submit a batch script and return the job's id."""
@@ -198,6 +195,12 @@ class Cluster:
             except OSError:
                 return False
         return pid in nodes
+
+    def wait_saved(self, job_id: str, patience_s: float = 30) -> None:
+        """Wait until the controller has written down the job as it is now; it saves changes every few seconds."""
+        kept, asked_at = self.base / "state" / "job_state", time.time()
+        self.run("scontrol", "update", f"jobid={job_id}", "comment=saved")  # a change after everything so far
+        wait_until(lambda: kept.exists() and kept.stat().st_mtime > asked_at, patience_s, "the controller's save")
 
     def kill_controller(self) -> None:
         self.daemons.stop("slurmctld", signal.SIGKILL)

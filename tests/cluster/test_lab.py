@@ -60,7 +60,7 @@ def test_preemption_warns_and_then_requeues(cluster: Cluster, tmp_path: Path) ->
 def test_the_controller_comes_back_with_its_jobs(cluster: Cluster) -> None:
     job = cluster.submit()
     cluster.wait_state(job, "RUNNING")
-    cluster.run("sleep", "3")  # its state is saved by then
+    cluster.wait_saved(job)
     cluster.kill_controller()
     with pytest.raises(subprocess.CalledProcessError):
         cluster.run("squeue")

@@ -96,9 +96,9 @@ def write_outcome(
 
 
 def make_measures() -> Measures:
-    numbers: dict[str, Any] = dict.fromkeys(Measures.model_fields, 1.5)
-    counts = {name: 100 for name, field in Measures.model_fields.items() if "int" in str(field.annotation)}
-    return Measures.model_validate(numbers | counts | {"before": None, "after": None, "step_time_s": 0.25})
+    needed = {name: str(field.annotation) for name, field in Measures.model_fields.items() if field.is_required()}
+    numbers: dict[str, Any] = {name: 100 if "int" in kind else 1.5 for name, kind in needed.items()}
+    return Measures.model_validate(numbers | {"step_time_s": 0.25})
 
 
 def write_claim(paths: SweepPaths, cell_id: str, trial: int, allocation: int, start: int = 0, attempt: int = 1) -> None:

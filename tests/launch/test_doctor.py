@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from egobench.launch.doctor.cluster import SlurmChecks, minutes, read_node
 from egobench.launch.doctor.command import doctor_command, examine, is_node_local, kind_of_folder, line_of
 from egobench.launch.doctor.finding import Finding
 from egobench.launch.doctor.nodes import Answers, judge_answers
+from egobench.launch.doctor.runtimes import runtime_findings
 from egobench.records.code import CodeState
 from egobench.records.probe import NodeAnswer, NodeSeen, ProbedGpu, ProbeRequest, ReduceAnswer
-from egobench.spec.site import Container, Site
+from egobench.spec.runtimes import NEEDS
+from egobench.spec.site import LOCAL, Container, Site
 from tests.cluster.lab import Cluster
 from tests.cluster.sites import SlurmSites
 
@@ -218,6 +222,7 @@ NODE = NodeAnswer(
     node="n1", egobench="0.1.0", code_digest="d" * 64, python="3.11.7", torch="2.13.0", cuda="13.0", nccl="2.28",
     gpus=(GPU,) * 4, num_cpus=32, memory_bytes=2**39, shm_bytes=2**38, scratch="/tmp", scratch_free_bytes=2**40,
     limits={"open files": 65536, "file size": None, "locked memory": None}, packages={"flash-attn": "2.8"},
+    absent=("vllm", "llama_cpp", "trtexec"),
 )  # fmt: skip
 REDUCED = ReduceAnswer(ok=True, backend="nccl", num_ranks=8, num_bytes=2**28, time_s=0.002)
 
@@ -240,7 +245,9 @@ def judged(
 
 def test_good_answers() -> None:
     found = judged()
-    assert {one.verdict for one in found.values()} == {"ok"}, found
+    assert {one.verdict for name, one in found.items() if not name.startswith("runtime ")} == {"ok"}, found
+    assert found["runtime torch"].verdict == "ok"
+    assert found["runtime vllm"].todo == "pip install 'egobench[vllm]'"
     assert found["GPUs"].what == "8 in all: NVIDIA A100-SXM4-80GB (79.2 GiB)"
     # 256 MiB in 2 ms, of which each link carries 2 x 7/8.
     assert "234.88 GB/s bus bandwidth" in found["all-reduce"].what
@@ -384,3 +391,34 @@ def test_accounting_off(bare_cluster: Cluster, slurm_sites: SlurmSites, capsys: 
     found, _ = on_cluster(slurm_sites, capsys, 0)
     assert found["accounting"]["verdict"] == "warning" and "switched off" in found["accounting"]["what"]
     assert found["all-reduce"]["verdict"] == "ok"
+
+
+def test_each_runtime_says_what_it_lacks_and_how_to_install_it() -> None:
+    site = Site.model_validate({"why": "-", "launcher": "slurm", "device": "cuda", "runtimes": {"tensorrt_llm": {}}})
+    found = {one.check: one for one in runtime_findings(site, {"vllm", "onnx", "g++|clang++"})}
+    assert set(found) == {f"runtime {name}" for name in NEEDS}
+    assert found["runtime torch"].verdict == found["runtime openvino"].verdict == "ok"
+    vllm, onnx = found["runtime vllm"], found["runtime onnxruntime"]
+    assert (vllm.verdict, vllm.what, vllm.todo) == ("not installed", "needs vllm", "pip install 'egobench[vllm]'")
+    assert (onnx.what, onnx.todo) == ("needs onnx", "pip install 'egobench[edge]'")
+    assert found["runtime torch_compiled"].what == "needs g++ or clang++ on the PATH"
+    assert "set up apart" in found["runtime tensorrt_llm"].what
+    on_cpu = {one.check: one for one in runtime_findings(LOCAL, ())}
+    assert on_cpu["runtime vllm"].what == "needs a GPU"
+    assert {one.verdict for one in runtime_findings(LOCAL, None, "?")} == {"not checked"}
+
+
+def test_every_extra_that_a_message_names_is_defined() -> None:
+    root = Path(__file__).parent.parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    texts = [path.read_text(encoding="utf-8") for path in (root / "egobench").rglob("*.py")]
+    named = {
+        name for text in texts for found in re.findall(r"egobench\[([a-z_,]+)\]", text) for name in found.split(",")
+    }
+    assert {"llama", "vllm", "tensorrt_llm", "edge"} <= named <= set(extras)
+
+
+def test_without_a_probe_this_python_is_asked(tmp_path: Path, capsys: Any) -> None:
+    doctor_command("local", tmp_path, probe=False, as_json=True)
+    checks = {one["check"]: one for one in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["runtime torch"]["verdict"] == "ok" and checks["runtime vllm"]["verdict"] != "ok"

@@ -79,6 +79,7 @@ def test_agent_killed_ranks_die_and_the_trial_runs_again(tmp_path: Path) -> None
     assert attempts == [1, 2]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """The login process or the allocation, a few times; what has ended stays ended."""
     write_matrix(tmp_path, trials=3, steps=8)

@@ -95,7 +95,7 @@ def test_a_node_crashes_and_the_job_is_started_again(cluster: Cluster, watch: Wa
 def test_the_controller_is_away(cluster: Cluster, watch: Watch) -> None:
     job_id = watch.submit(cluster)
     watch.until(job_id, runs)
-    time.sleep(6)  # it saves its state every few seconds; a younger job it would forget
+    cluster.wait_saved(job_id)  # a job that is not it would forget
     cluster.kill_controller()
     deadline = time.monotonic() + 20
     while not (view := watch.look()).problem and time.monotonic() < deadline:

@@ -13,10 +13,10 @@ from egobench.data.egoworld.generate import Recipe, generate
 from egobench.errors import InvalidInput
 from egobench.models import MODELS
 from egobench.models.answer import generate_answers
-from egobench.models.dims import NAMED
 from egobench.models.internvl import EGOTINY, LoadedModel, build
 from egobench.models.pixels import from_uint8
 from egobench.models.prompt import encode_all
+from egobench.spec.dims import NAMED
 
 CPU = torch.device("cpu")
 PUBLISHED = {"internvl3-1b": 938_193_024, "internvl3-2b": 2_088_957_440, "internvl3-8b": 7_944_373_760,

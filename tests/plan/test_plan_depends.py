@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from egobench.errors import InvalidInput
 from egobench.plan.cells import expand
 from egobench.plan.command import plan_command
-from egobench.plan.expand import plan
+from egobench.plan.expand import plan, to_cell
 from egobench.plan.identity import cell_id_of
 from egobench.plan.rules import first_reason
 from egobench.records.sweep import PlannedCell, Sweep
 from egobench.spec.matrix import load_matrix
+from egobench.spec.variants import lineage
 
 WORKLOAD: dict[str, Any] = {
     "why": "test",
@@ -156,15 +157,68 @@ def test_a_parent_of_another_workload(tmp_path: Path) -> None:
     assert [cell.parent for cell in sweep.cells] == [*(cell.cell_id for cell in sweep.cells[2:]), None, None]
 
 
+AWQ = {"name": "awq", "kind": "awq", "where": {"gpus": [2, 4]}}
+
+
 def test_a_variant_waits_for_the_cell_it_was_made_from(tmp_path: Path) -> None:
     drill = {"where": {"gpus": 4}, "kind": "oom"}
-    sweep = planned(tmp_path, depends=CHAIN, drills=[drill], variants=[{"name": "awq", "where": {"gpus": [2, 4]}}])
+    sweep = planned(tmp_path, depends=CHAIN, drills=[drill], variants=[AWQ])
     trained = {cell.cell_id: cell for cell in sweep.cells if "variant" not in cell.axes}
     variants = [cell for cell in sweep.cells if "variant" in cell.axes]
     assert len(variants) == 4
     for variant in variants:
         assert variant.parent is not None and variant.needs == "ok"
         assert {**trained[variant.parent].axes, "variant": "awq"} == variant.axes
+        assert (variant.is_alone, variant.num_ranks) == (True, 1)
+
+
+def test_a_variant_of_a_variant_waits_for_that_one(tmp_path: Path) -> None:
+    student = {"name": "student", "kind": "distilled", "distillation": {"student": {"layers": 1}}}
+    small = {"name": "small", "kind": "int8", "of": "student", "where": {"gpus": 2}}
+    sweep = planned(tmp_path, variants=[student, small])
+    cells = {cell.cell_id: cell for cell in sweep.cells}
+    found = [cell for cell in sweep.cells if cell.axes.get("variant") == "small"]
+    assert found
+    for cell in found:
+        assert cell.parent is not None
+        above = cells[cell.parent]
+        assert above.axes == {**cell.axes, "variant": "student"}
+        assert above.parent is not None and "variant" not in cells[above.parent].axes
+        # A student is trained as its teacher was, all of it; what is made of it needs one rank.
+        assert (above.num_ranks, cell.num_ranks) == (2, 1)
+        assert to_cell(sweep, cell).lineage == ("student", "small")
+        assert to_cell(sweep, above).axes == above.axes  # the distillation loss itself tells what its FLOPs are
+
+
+def test_a_student_may_be_trained_longer_than_its_teacher(tmp_path: Path) -> None:
+    own = {"num_steps": 77, "learning_rate": 0.5, "num_warmup_steps": 7}
+    student = {"name": "student", "kind": "distilled", "distillation": {"student": {"layers": 1}, **own}}
+    sweep = planned(tmp_path, variants=[student])
+    cell = next(cell for cell in sweep.cells if cell.axes.get("variant") == "student")
+    teacher = next(one for one in sweep.cells if one.cell_id == cell.parent)
+    taught, trained = to_cell(sweep, cell), to_cell(sweep, teacher)
+    assert own == taught.workload.recipe.model_dump(include=set(own))
+    assert {**taught.axes, **{name: trained.axes[name] for name in ("num_steps", "learning_rate")}} == cell.axes
+    assert trained.workload.recipe == sweep.workloads["w"].recipe.model_copy(
+        update={name: trained.axes[name] for name in ("num_steps", "learning_rate", "max_length")}
+    )
+
+
+def test_the_id_of_a_variant_follows_from_its_settings_and_its_source_s(tmp_path: Path) -> None:
+    def ids(folder: str, **changes: Any) -> list[str]:
+        (tmp_path / folder).mkdir()
+        student = {"name": "student", "kind": "distilled", "distillation": {"student": {"layers": 1}, **changes}}
+        small = {"name": "small", "kind": "int8", "of": "student"}
+        sweep = planned(tmp_path / folder, variants=[student, small])
+        chosen = [cell for cell in sweep.cells if cell.axes.get("variant") == "small"]
+        variants = sweep.variants
+        workload = sweep.workloads["w"]
+        assert chosen[0].cell_id == cell_id_of(chosen[0].axes, workload, line=lineage(variants, "small"))
+        return [cell.cell_id for cell in chosen]
+
+    plain = ids("plain")
+    assert plain == ids("again") == ids("other_chunks", chunk_bytes=4096)
+    assert set(plain).isdisjoint(ids("warmer", temperature=2.0))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_an_id_that_must_not_change() -> None:
 
     axes = {name: axis.default for name, axis in AXES.items()}
     axes |= {"workload": "w", "learning_rate": 1e-3, "num_steps": 10, "image_px": 64, "max_length": 96}
-    assert cell_id_of(axes, Workload.model_validate(WORKLOAD)) == "w-single-1gpu-fp32-sdpa-nockpt-full-a4d6ae39d8ae"
+    assert cell_id_of(axes, Workload.model_validate(WORKLOAD)) == "w-single-1gpu-fp32-sdpa-nockpt-full-6a7044f32840"
 
 
 def test_defaults_from_the_workload_and_the_matrix(tmp_path: Path) -> None:
@@ -212,13 +212,14 @@ def test_the_ledger_sums_and_agrees_with_every_point(
 
 def test_dropped_points_keep_their_reason_and_line(tmp_path: Path) -> None:
     exclude = [{"where": {"precision": "bf16", "attention": ["eager"]}, "because": "not asked"}]
-    sweep = planned(tmp_path, exclude=exclude, axes={**MATRIX["axes"], "method": ["full", "lora"]})
+    sweep = planned(tmp_path, exclude=exclude, axes={**MATRIX["axes"], "loss": ["plain", "fused_linear"]})
     line = 1 + (tmp_path / "matrix.yaml").read_text().split("\n").index("- where:")
     because = Counter(cell.because for cell in sweep.cells)
     assert because == {
         "": 6,
         f"excluded at matrix.yaml:{line}: not asked": 4,
-        "not_built: method 'lora' is not built in this version (egobench/spec/axes.py)": 6,
+        "fused_loss_on_gpu: the fused linear loss is a Triton kernel and needs a CUDA GPU "
+        "(https://github.com/linkedin/Liger-Kernel)": 6,
     }
     assert all((cell.outcome == "incompatible") == bool(cell.because) for cell in sweep.cells)
     assert len(sweep.runnable()) == 6
@@ -288,13 +289,16 @@ def test_what_the_matrix_zips_is_recorded(tmp_path: Path) -> None:
             "baseline: selects no cell; exactly one cell that runs per workload; there are gpus 1, 2",
         ),
         (
-            {"baseline": {"method": "lora"}, "include": [{"method": "lora"}]},
+            {"baseline": {"loss": "fused_linear"}, "include": [{"loss": "fused_linear"}]},
             "baseline: selects only cells of workload 'w' that cannot run; exactly one cell that runs per workload; "
-            "the first one: not_built",
+            "the first one: fused_loss_on_gpu",
         ),
         ({"exclude": [{"where": {"gpus": 4}, "because": "x"}]}, "exclude[0].where: selects no point of this matrix"),
         ({"drills": [{"where": {"gpus": 4}, "kind": "oom"}]}, "drills[0].where: selects no point of this matrix"),
-        ({"variants": [{"name": "awq", "where": {"gpus": 4}}]}, "variants[0].where: selects no point of this matrix"),
+        (
+            {"variants": [{"name": "awq", "kind": "awq", "where": {"gpus": 4}}]},
+            "variants[0].where: selects no point of this matrix",
+        ),
         (
             {"drills": [{"where": {"gpus": 2}, "kind": "oom"}, {"where": {"precision": "bf16"}, "kind": "nan"}]},
             "drills[1]: selects cells that drills[0] also selects",
@@ -308,13 +312,47 @@ def test_selections_that_cannot_be_meant(tmp_path: Path, changes: dict[str, Any]
     assert len(caught.value.mistakes) == 1
 
 
-def test_variants_are_planned_as_not_built(tmp_path: Path) -> None:
-    sweep = planned(tmp_path, variants=[{"name": "awq", "where": {"precision": "bf16", "gpus": 1}}])
-    extra = sweep.cells[8:]
-    assert [cell.because for cell in extra] == [
-        "not_built: variant 'awq' is not built in this version (egobench/spec/axes.py)"
-    ] * 2
-    assert all("-full-awq-" in cell.cell_id and cell.axes["variant"] == "awq" for cell in extra)
+def test_variants_are_cells_behind_the_others(tmp_path: Path) -> None:
+    awq = {"name": "awq", "kind": "awq", "where": {"precision": "bf16", "gpus": 1}}
+    served_too = {"name": "served", "kind": "awq", "runtime": "vllm", "where": {"precision": "bf16", "gpus": 1}}
+    sweep = planned(tmp_path, variants=[awq, served_too])
+    made, served = sweep.cells[8:10], sweep.cells[10:]
+    assert [cell.outcome for cell in made] == ["pending"] * 2
+    assert all("-full-awq-" in cell.cell_id and cell.axes["variant"] == "awq" for cell in made)
+    assert {cell.because for cell in served} == {
+        "gpu_runtimes: vllm needs a CUDA GPU (https://docs.vllm.ai, https://nvidia.github.io/TensorRT-LLM)"
+    }
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ([{"name": "a", "kind": "int8"}, {"name": "a", "kind": "awq"}], "variants[1].name: 'a' stands twice"),
+        (
+            [{"name": "a", "kind": "int8"}, {"name": "b", "kind": "awq", "of": "a"}],
+            "variants[1].of: 'a' is no variant that others can be made from; allowed: none",
+        ),
+        ([{"name": "a", "kind": "int8", "of": "nobody"}], "variants[0].of: 'nobody' is no variant"),
+        ([{"name": "a", "kind": "distilled"}], "kind distilled goes with distillation:"),
+        (
+            [{"name": "a", "kind": "int8", "distillation": {"student": {"layers": 1}}}],
+            "kind distilled goes with distillation:",
+        ),
+        ([{"name": "a", "kind": "int8", "runtime": "onxruntime"}], "did you mean 'onnxruntime'?"),
+    ],
+)
+def test_variants_that_cannot_be_meant(tmp_path: Path, variants: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        planned(tmp_path, variants=variants)
+    assert words in str(caught.value)
+
+
+def test_targets_of_variants_need_the_unchanged_model(tmp_path: Path) -> None:
+    int8 = {"name": "int8", "kind": "int8"}
+    targets = {"variants": {"size": {"at_most": 0.5}}}
+    with pytest.raises(InvalidInput, match="no variant is that"):
+        planned(tmp_path, variants=[int8], targets=targets)
+    assert planned(tmp_path, variants=[int8, {"name": "torch", "kind": "as_trained"}], targets=targets)
 
 
 def test_many_points_cost_little(tmp_path: Path) -> None:

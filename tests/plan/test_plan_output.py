@@ -14,6 +14,7 @@ from egobench.errors import InvalidInput
 from egobench.plan.cells import expand
 from egobench.plan.command import plan_command, validate
 from egobench.plan.expand import plan
+from egobench.plan.outlook import COLUMNS
 from egobench.plan.select import matches, parse_only
 from egobench.plan.tally import tally
 from egobench.records.outcome import OUTCOMES
@@ -56,7 +57,7 @@ def test_csv_and_markdown() -> None:
     rows = list(csv.DictReader(io.StringIO(printed(HEADLINE, "csv"))))
     sweep = plan(load_matrix(HEADLINE))
     assert [row["cell_id"] for row in rows] == [cell.cell_id for cell in sweep.cells]
-    assert list(rows[0]) == ["cell_id", "outcome", "because", *AXES, "parent", "needs"]
+    assert list(rows[0]) == ["cell_id", "outcome", "because", *AXES, "parent", "needs", *COLUMNS]
     table = printed(QUICKSTART, "md").splitlines()
     assert len(table) == 2 + len(plan(load_matrix(QUICKSTART)).cells)
     assert len({line.count("|") for line in table}) == 1
@@ -64,10 +65,10 @@ def test_csv_and_markdown() -> None:
 
 def test_summary_sums(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(HEADLINE)
-    planned, incompatible, pending = re.search(
-        r"ledger: (\d+) planned = (\d+) incompatible \+ (\d+) pending", text
+    planned, incompatible, pruned, pending = re.search(
+        r"ledger: (\d+) planned = (\d+) incompatible \+ (\d+) predicted_oom \+ (\d+) pending", text
     ).groups()  # type: ignore[union-attr]
-    assert int(planned) == int(incompatible) + int(pending)
+    assert int(planned) == int(incompatible) + int(pruned) + int(pending)
     reasons = [int(count.replace(",", "")) for count in re.findall(r"^ +([\d,]+)  \S", text.split("Dropped:")[1], re.M)]
     assert sum(reasons) == int(incompatible)
     assert "excluded at matrix.yaml:" in text
@@ -75,15 +76,21 @@ def test_summary_sums(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in capsys.readouterr().err
 
 
+def two_by_two() -> dict[str, Any]:
+    """Return a matrix of eight cells on workloads of one GPU."""
+    suite = yaml.safe_load((ROOT / "benchmarks" / "gpu_suite.yaml").read_text())
+    axes = {"precision": ["fp32", "bf16"], "attention": ["eager", "sdpa"], "checkpointing": ["none", "full"]}
+    kept = {key: suite[key] for key in ("name", "why", "workloads")}
+    return kept | {"axes": {"workload": ["internvl3-2b-question"], **axes}}
+
+
 def test_every_baseline_has_a_star(tmp_path: Path) -> None:
-    matrix = yaml.safe_load((ROOT / "benchmarks" / "h200.yaml").read_text())
-    del matrix["include"]
-    matrix |= {"site": "local"}
-    matrix["axes"]["workload"] = list(matrix["workloads"])
-    del matrix["baseline"]["workload"]
+    matrix = two_by_two() | {"site": "local"}
+    matrix["axes"]["workload"] = list(matrix["workloads"])[1:]
+    matrix["baseline"] = {"precision": "fp32", "attention": "eager", "checkpointing": "none"}
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(matrix, sort_keys=False))
     baselines = json.loads(printed(tmp_path / "m.yaml", "json"))["baselines"]
-    assert list(baselines) == ["internvl3-2b-drawn", "internvl3-8b-drawn"]
+    assert list(baselines) == ["internvl3-2b-mfu", "internvl3-8b-lora"]
     starred = [line for line in printed(tmp_path / "m.yaml").splitlines() if line.startswith("*")]
     assert [line.split()[-2:] for line in starred] == [[cell_id, "(baseline)"] for cell_id in baselines.values()]
 
@@ -126,10 +133,7 @@ def test_requests_and_cost(tmp_path: Path) -> None:
     (tmp_path / "slurm_templates").mkdir()
     site = yaml.safe_load((ROOT / "slurm_templates" / "a100-80gb-2x4.yaml").read_text())
     (tmp_path / "slurm_templates" / "s.yaml").write_text(yaml.safe_dump({**site, "cost_per_gpu_hour": 2.5}))
-    matrix = yaml.safe_load((ROOT / "benchmarks" / "h200.yaml").read_text())
-    for key in ("include", "baseline", "targets"):
-        del matrix[key]
-    matrix["site"] = "s"
+    matrix = two_by_two() | {"site": "s"}
     matrix["zip"] = [{"strategy": ["single", "ddp", "ddp"], "gpus": [1, 4, 8]}]
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({**matrix, "trials": 2}))
     loaded = load_matrix(tmp_path / "m.yaml")

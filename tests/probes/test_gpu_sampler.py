@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from egobench.probes.device import Reading, sampler_of, usage
+from egobench.probes.device import Reading, sampler_of, together, usage
 
 
 def reading(at: float, *, energy_j: float | None = None, power_w: float | None = None) -> Reading:
@@ -22,6 +22,16 @@ def test_energy_comes_from_the_counter_interpolated_at_both_ends() -> None:
 def test_without_a_counter_power_is_integrated() -> None:
     used = usage([reading(0.0, power_w=100.0), reading(10.0, power_w=200.0)], 0.0, 5.0)
     assert used.energy_j == pytest.approx(5 * 125)
+
+
+def test_windows_add_up_without_what_lies_between_them() -> None:
+    readings = [reading(float(at), energy_j=100.0 * at) for at in range(11)]
+    parts = [usage(readings, 1.0, 2.0), usage(readings, 5.0, 8.0)]
+    used = together(parts, [1.0, 3.0])
+    assert used.energy_j == pytest.approx(400)
+    assert used.power_w == pytest.approx(100)
+    assert together([usage(readings, 1.0, 2.0), usage([], 5.0, 8.0)], [1.0, 3.0]).energy_j is None
+    assert together([], []).power_w is None
 
 
 def test_nothing_read_is_nothing_known() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from egobench.records.measures import StepRecord
+from egobench.records.measures import Kernels, Measures, MemorySplit, MergedStep, StepRecord
 from egobench.records.rank import RankReport, RankSummary
 from egobench.records.summary import merge_steps, percentile, steady_state, summarise
 
@@ -115,3 +115,135 @@ def test_percentiles_interpolate() -> None:
     assert percentile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
     assert percentile([7.0], 0.95) == 7.0
     assert percentile([0.0, 10.0], 0.95) == 9.5
+
+
+def kinds(*, first: float = 1.0) -> Kernels:
+    return Kernels(
+        num_steps=2, matmul_s=first, attention_s=0.1, elementwise_s=0.1, communication_s=0.0, optimizer_s=0.1,
+        other_s=0.0, idle_s=0.2,
+    )  # fmt: skip
+
+
+def parts(parameters: int) -> MemorySplit:
+    return MemorySplit(
+        parameters_bytes=parameters, gradients_bytes=1, optimizer_bytes=2, activations_bytes=3, other_bytes=4
+    )  # fmt: skip
+
+
+def measured(lines: list[list[StepRecord]], reports: list[RankReport]) -> Measures:
+    found = summarise(merge_steps(lines), reports)
+    assert found is not None
+    return found
+
+
+def test_utilisation_of_all_ranks_over_the_window() -> None:
+    """Warm-up counts neither for the FLOPs nor for the time."""
+    flops = {"model_flops": 6e12, "hardware_flops": 8e12}
+    lines = [line(n, 100.0 if n == 0 else 2.0, **flops) for n in range(5)]
+    slower = [line(n, 100.0 if n == 0 else 2.5, **flops) for n in range(5)]
+    merged = merge_steps([lines, slower])
+    assert [(step.model_flops, step.hardware_flops) for step in merged] == [(12e12, 16e12)] * 5
+    found = measured([lines, slower], [report(0, peak_flops=1e13), report(1, peak_flops=3e13)])
+    assert found.model_flops_per_s == pytest.approx(12e12 / 2.5)
+    assert found.mfu == pytest.approx(12e12 / 2.5 / 4e13)
+    assert found.hfu == pytest.approx(16e12 / 2.5 / 4e13)
+
+
+@pytest.mark.parametrize("peaks", [[None, None], [1e13, None]])
+def test_unknown_hardware_has_flops_but_no_utilisation(peaks: list[float | None]) -> None:
+    lines = [line(n, model_flops=1e12, hardware_flops=1e12) for n in range(4)]
+    found = measured([lines] * 2, [report(rank, peak_flops=peak) for rank, peak in enumerate(peaks)])
+    assert found.model_flops_per_s == 2e12
+    assert (found.mfu, found.hfu) == (None, None)
+
+
+def test_an_unknown_model_has_no_flops() -> None:
+    found = measured([[line(n) for n in range(4)]], [report(peak_flops=1e13)])
+    assert (found.model_flops_per_s, found.mfu, found.hfu) == (None, None, None)
+
+
+def test_a_failed_trial_says_its_flops_too() -> None:
+    found = measured([[line(n, model_flops=3e12, hardware_flops=4e12) for n in range(3)]], [])
+    assert (found.model_flops_per_s, found.mfu) == (3e12, None)
+
+
+def test_excluded_steps_count_in_no_timing() -> None:
+    """A slow step that was profiled neither ends up in the window nor moves where the window begins."""
+    times = [9.0, 1.0, 1.0, 50.0, 1.0, 1.0, 50.0, 50.0]
+    why = {3: "profiled", 6: "saved", 7: "resumed"}
+    flops = {"model_flops": 1e12, "hardware_flops": 1e12}
+    lines = [line(n, time_s, excluded=why.get(n, ""), **flops) for n, time_s in enumerate(times)]
+    # One rank's word is enough: all ranks waited for it.
+    merged = merge_steps([lines, [line(n, time_s, **flops) for n, time_s in enumerate(times)]])
+    assert [step.step for step in merged if step.steady] == [1, 2, 4, 5]
+    found = summarise(merged, [report(peak_flops=2e12)])
+    assert found is not None
+    assert (found.num_steps, found.steady_first_step, found.num_steady_steps) == (8, 1, 4)
+    assert (found.step_time_s, found.step_time_p95_s) == (1.0, 1.0)
+    assert (found.samples_per_s, found.model_flops_per_s) == (4.0, 2e12)
+    assert found.image_tokens == 4 * 64
+    assert found.final_loss == 2.0  # what was learned counts
+
+
+def test_a_trial_whose_steps_are_all_excluded_has_no_times() -> None:
+    assert summarise(merge_steps([[line(n, excluded="profiled") for n in range(3)]]), [report()]) is None
+
+
+def test_only_the_warm_up_is_left() -> None:
+    """The one step whose time counts is the window, as where a trial has one step at all."""
+    found = measured([[line(0, 5.0), line(1, excluded="saved"), line(2, excluded="saved")]], [report()])
+    assert (found.steady_first_step, found.num_steady_steps, found.step_time_s) == (0, 1, 5.0)
+
+
+def test_skipped_updates_are_counted() -> None:
+    lines = [line(n, skipped=n in (0, 2)) for n in range(4)]
+    assert [step.skipped for step in merge_steps([lines, [line(n) for n in range(4)]])] == [True, False, True, False]
+    assert measured([lines], [report()]).num_skipped_steps == 2
+
+
+def test_what_ranks_say_is_carried() -> None:
+    found = measured(
+        [[line(n, peak_reserved_bytes=1) for n in range(3)]] * 2,
+        [
+            report(0, memory=parts(5), kernels=kinds(), peak_allocated_bytes=10, micro_batch_size=16, resumed_at=(2,)),
+            report(1, memory=parts(6), peak_allocated_bytes=20, micro_batch_size=16, resumed_at=(2,)),
+        ],
+    )
+    assert found.memory == parts(6)  # of the rank with the largest peak
+    assert found.kernels == kinds()
+    assert (found.micro_batch_size, found.resumed_at) == (16, (2,))
+
+
+def test_the_fullest_rank_of_a_cpu_site() -> None:
+    reports = [
+        report(0, memory=parts(5), peak_rss_growth_bytes=30), report(1, memory=parts(6), peak_rss_growth_bytes=20),
+        report(2, peak_rss_growth_bytes=90),  # failed before its first update: it has no parts to show
+    ]  # fmt: skip
+    assert measured([[line(0)]], reports).memory == parts(5)
+
+
+def test_records_from_before_these_fields_give_the_same_measures() -> None:
+    """Lines and summaries of version 0.3, as they stand in files."""
+    old = {
+        "step": 0, "step_time_s": 1.0, "data_s": 0.1, "forward_s": 0.3, "backward_s": 0.4, "communication_s": 0.1,
+        "optimizer_s": 0.1, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 1e-3, "num_samples": 2,
+        "image_tokens": 32, "text_tokens": 16, "supervised_tokens": 4, "padding_tokens": 2,
+        "peak_allocated_bytes": 100, "peak_reserved_bytes": None, "started_at": 1.0,
+    }  # fmt: skip
+    lines = [StepRecord.model_validate(old | {"step": n, "step_time_s": 3.0 - n}) for n in range(3)]
+    summary = RankSummary.model_validate(
+        {"num_parameters": 10, "num_trainable_parameters": 4, "first_step_at": 0.0, "peak_rss_growth_bytes": 120}
+    )
+    found = measured([lines], [RankReport(rank=0, outcome="ok", at=0.0, summary=summary)])
+    assert found.model_dump(exclude_defaults=True) == {
+        "num_steps": 3, "steady_first_step": 1, "num_steady_steps": 2, "step_time_s": 1.5, "step_time_p50_s": 1.5,
+        "step_time_p95_s": pytest.approx(1.95), "data_s": 0.1, "forward_s": 0.3, "backward_s": 0.4,
+        "communication_s": 0.1, "optimizer_s": 0.1, "tokens_per_s": 32.0, "total_tokens_per_s": pytest.approx(100 / 3),
+        "samples_per_s": pytest.approx(4 / 3), "supervised_tokens_per_s": pytest.approx(8 / 3), "image_tokens": 64,
+        "text_tokens": 32, "supervised_tokens": 8, "padding_tokens": 4, "peak_allocated_bytes": None,
+        "peak_reserved_bytes": None, "peak_nvml_used_bytes": None, "peak_rss_growth_bytes": 120, "energy_j": None,
+        "power_w": None, "gpu_utilisation": None, "num_parameters": 10, "num_trainable_parameters": 4,
+        "first_loss": 2.0, "final_loss": 2.0,
+    }  # fmt: skip
+    merged = MergedStep.model_validate(old)
+    assert (merged.model_flops, merged.excluded, merged.steady) == (0.0, "", False)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from egobench.records.allocation import Allocation, AllocationPaths, Claim, Ended, Start, TrialRef
-from egobench.records.measures import Answers, Measures, MergedStep
+from egobench.records.measures import Answers, Kernels, Measures, MemorySplit, MergedStep
 from egobench.records.outcome import Failure, Outcome, OutcomeName
 from egobench.records.provenance import Gpu, Provenance
 from egobench.records.store import SweepPaths, TrialPaths, write_document
@@ -225,8 +225,21 @@ def make_measures(
         energy_j=520.0 if cuda else None, power_w=410.0 if cuda else None, gpu_utilisation=0.93 if cuda else None,
         num_parameters=12_345_678, num_trainable_parameters=12_345_678, first_loss=steps[0].loss,
         final_loss=steps[-1].loss, before=answers(21.0, random) if accuracy else None,
-        after=answers(71.0, random) if accuracy else None,
+        after=answers(71.0, random) if accuracy else None, mfu=0.4 if cuda else None, hfu=0.5 if cuda else None,
+        memory=split_of(peak) if cuda else None, kernels=KERNELS if cuda else None,
     )  # fmt: skip
+
+
+KERNELS = Kernels(
+    num_steps=2, matmul_s=0.06, attention_s=0.01, elementwise_s=0.02, communication_s=0.004, optimizer_s=0.005,
+    other_s=0.003, idle_s=0.008, top=(("sm90_xmma_gemm_bf16", 0.04),),
+)  # fmt: skip
+
+
+def split_of(peak: int) -> MemorySplit:
+    parts = {"parameters": 0.2, "gradients": 0.2, "optimizer": 0.3, "activations": 0.25}
+    split = {f"{name}_bytes": int(share * peak) for name, share in parts.items()}
+    return MemorySplit(**split, other_bytes=peak - sum(split.values()))
 
 
 def answers(f1: float, random: np.random.Generator) -> Answers:

@@ -58,7 +58,7 @@ def shown(browser: Any, column: int) -> list[str]:
 
 
 def test_charts_are_drawn(browser: Any) -> None:
-    for name in ("pareto", "effects", "split", "loss", "accuracy", "usage"):
+    for name in ("pareto", "effects", "split", "kernels", "memory", "loss", "accuracy", "usage"):
         script = "return document.querySelectorAll(`#chart-${arguments[0]} svg path`).length"
         assert browser.execute_script(script, name) > 5, name
         assert browser.find_element(By.CSS_SELECTOR, f"#chart-{name} svg").get_attribute("aria-label")

@@ -36,7 +36,8 @@ def page(mixed_sweep: Path) -> str:
 def test_sections_come_in_the_promised_order(page: str) -> None:
     order = [
         "Targets met:", "<h2>Hardware and versions", "<h2>All cells", "<h2>Throughput against memory",
-        "<h2>What each axis does", "<h2>Where a step", "<h2>Loss", "<h2>Outcomes",
+        "<h2>What each axis does", "<h2>Where a step", "<h2>What a profiled step consists of",
+        "<h2>What the peak consists of", "<h2>Loss", "<h2>Outcomes",
         "<h2>Where the GPU time went", "<h2>Accuracy before", "<h2>How it was measured", "<h2>Matrix",
     ]  # fmt: skip
     places = [page.index(text) for text in order]
@@ -99,7 +100,7 @@ def test_a_diverged_loss_does_not_break_the_json(tmp_path: Path) -> None:
     page = html_page(collect(folder))
     specs = re.search(r'id="chart-specs">(.*?)</script>', page, re.DOTALL)
     assert specs is not None and "NaN" not in specs[1]
-    assert set(json.loads(specs[1])) == {"pareto", "effects", "split", "loss", "accuracy"}
+    assert set(json.loads(specs[1])) == {"pareto", "effects", "split", "kernels", "memory", "loss", "accuracy"}
 
 
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:

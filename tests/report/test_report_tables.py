@@ -12,6 +12,7 @@ from egobench.records.outcome import OutcomeName
 from egobench.report.collect import collect
 from egobench.report.command import verify
 from egobench.report.markdown import BEGIN, END, markdown_page
+from egobench.report.metrics import MEMORY_PARTS
 from egobench.report.publish import publish, read_published
 from egobench.report.scrub import scrub_rows
 from egobench.report.tables import csv_header, summary_csv
@@ -27,7 +28,9 @@ def published(mixed_sweep: Path, tmp_path: Path) -> Path:
 def test_csv_has_every_cell_and_numbers_to_compute_with(mixed_sweep: Path) -> None:
     rows = collect(mixed_sweep)
     lines = list(csv.DictReader(io.StringIO(summary_csv(rows))))
-    assert tuple(lines[0]) == csv_header() and csv_header()[: len(AXES) + 2] == ("cell_id", *AXES, "metric")
+    assert tuple(lines[0]) == csv_header(rows)
+    known = [name for name in AXES if name in rows.cells[0].axes]
+    assert csv_header(rows)[: len(known) + 2] == ("cell_id", *known, "metric")
     assert {line["cell_id"] for line in lines} == {cell.cell_id for cell in rows.cells}
     cell = next(cell for cell in rows.cells if cell.outcome == "ok")
     line = next(line for line in lines if line["cell_id"] == cell.cell_id and line["metric"] == "tokens_per_s")
@@ -50,6 +53,18 @@ def test_markdown_reads_as_promised(published: Path) -> None:
     best = [line for line in table if "**" in line]
     assert best and all(line.count(" | ") == table[0].count(" | ") for line in table[:48])
     assert "--:" in table[1]
+
+
+def test_parts_of_peak_and_step_add_up_where_they_are_known(mixed_sweep: Path, tmp_path: Path) -> None:
+    rows = collect(mixed_sweep)
+    text = markdown_page(rows)
+    assert "MFU (%)" in text and "**What the peak consists of" in text and "Optimizer states (GiB)" in text
+    assert "**What a profiled step consists of" in text and "Attention (ms)" in text
+    cell = next(cell for cell in rows.cells if cell.comparable)
+    for trial, peak in cell.values("peak_memory_bytes").items():
+        assert sum(cell.values(name)[trial] for name in MEMORY_PARTS) == peak
+    plain = markdown_page(collect(write_sweep(tmp_path, {"gpus": [1, 2]}, device="cpu")))
+    assert "consists of" not in plain and "MFU" not in plain
 
 
 def test_memory_of_a_cpu_site_is_named_so(tmp_path: Path) -> None:
@@ -121,7 +136,8 @@ def test_a_sweep_that_never_ran_has_a_table(tmp_path: Path) -> None:
 
 def rows_of(text: str, first: str) -> list[list[str]]:
     """Split the lines of the table of cells whose first axis has this value."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(f"| {first} |")]
+    table = text.partition("consists of")[0].splitlines()
+    lines = [line.strip("| ").split(" | ") for line in table if line.startswith(f"| {first} |")]
     return [[part.strip() for part in line] for line in lines]
 
 

@@ -70,7 +70,7 @@ exclude:
 baseline: {precision: fp64}
 targets: {throughput: {at_last: 2}}
 trials: 0
-variants: [{name: awk}]
+variants: [{name: small, kind: awk}]
 drills: [{where: {strategy: ddp}, kind: boom}]
 nme: 3
 depends:
@@ -114,7 +114,7 @@ depends:
         ("matrix.yaml:21:23: targets.throughput: 'at_least' is missing", ""),
         ("matrix.yaml:21:24: targets.throughput.at_last: 'at_last' is not a known key", "did you mean 'at_least'?"),
         ("matrix.yaml:22:9: trials: 0 is out of range", "allowed: at least 1"),
-        ("matrix.yaml:23:19: variants[0].name: 'awk' is not one of the values", "did you mean 'awq'?"),
+        ("matrix.yaml:23:32: variants[0].kind: 'awk' is not one of the values", "did you mean 'awq'?"),
         ("matrix.yaml:24:41: drills[0].kind: 'boom' is not one of the values", "allowed: oom, host_oom"),
         ("matrix.yaml:25:1: nme: 'nme' is not a known key", "did you mean 'name'?"),
         ("matrix.yaml:27:33: depends[0].parent.gpsu: 'gpsu' is not a known axis", "did you mean 'gpus'?"),

@@ -11,6 +11,7 @@ from egobench.data.formats import READERS
 from egobench.plan.command import validate
 from egobench.plan.expand import plan
 from egobench.records.trial import Drill
+from egobench.spec.axes import MAX
 from egobench.spec.command import kind_of
 from egobench.spec.layout import PlacedDrill
 from egobench.spec.matrix import load_matrix
@@ -52,14 +53,14 @@ def test_shipped_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("matrix.yaml", "strategy: [ddp", "strategy: [dpp"),
+        ("matrix.yaml", "strategy: [fsdp, ddp", "strategy: [fsdp, dpp"),
         ("matrix.yaml", "axes:", "axis:"),
         ("matrix.yaml", "gpus: [4, 8]", "gpus: [4, 0]"),
         ("matrix.yaml", "because: tf32", "becuase: tf32"),
         ("matrix.yaml", "  attention: eager", "  attnetion: eager"),
         ("benchmarks/egotiny-workshop.yaml", "name: egotiny", "name: egotinny"),
         ("benchmarks/egotiny-workshop.yaml", "micro_batch_size", "micro_batchsize"),
-        ("benchmarks/h200.yaml", "name: internvl3-2b", "name: internvl3-2c"),
+        ("benchmarks/gpu_suite.yaml", "name: internvl3-2b,", "name: internvl3-2c,"),
         ("slurm_templates/a100-80gb-8.yaml", "A100-80GB SXM\n", "A100\n"),
     ],
 )
@@ -81,9 +82,11 @@ def test_quickstart_is_a_quick_start() -> None:
 
 def test_headline_keeps_the_global_batch() -> None:
     sweep = plan(load_matrix(ROOT / "matrix.yaml"))
-    assert list(sweep.baselines) == ["internvl3-2b-egoqa"]
+    assert list(sweep.baselines) == ["internvl3-2b-egoqa", "internvl3-8b-egoqa"]
     for name in sweep.workloads:
-        axes = [cell.axes for cell in sweep.cells if cell.axes["workload"] == name]
+        cells = [cell.axes for cell in sweep.cells if cell.axes["workload"] == name]
+        axes = [one for one in cells if one["micro_batch_size"] != MAX]
+        assert len(axes) == len(cells) - 1
         assert len({one["gpus"] * one["micro_batch_size"] * one["num_accumulation_steps"] for one in axes}) == 1
 
 

@@ -13,6 +13,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from egobench.errors import InvalidInput
 from egobench.records.provenance import Provenance
 from egobench.records.store import TrialPaths, read_document
+from egobench.spec.axes import PRECISIONS
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def gradients(tmp_path: Path, **axes: str) -> tuple[float, dict[str, torch.Tenso
     work = setup_here(make_trial(tmp_path, axes=axes))
     dealt = work.feed.next()
     with work.precision.compute(work.rank.device):
-        loss = work.loss(work.model, dealt.batch, dealt.pixel_values) / dealt.global_supervised_tokens
+        loss = work.loss.compute(work.model, dealt.batch, dealt.pixel_values) / dealt.global_supervised_tokens
     loss.backward()
     return loss.item(), {name: p.grad for name, p in work.model.named_parameters() if p.grad is not None}
 
@@ -123,14 +124,24 @@ def test_only_matrices_are_decayed(tmp_path: Path) -> None:
         assert (id(parameter) in decayed) == is_matrix, name
 
 
-def test_a_name_without_a_builder_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"axes\.precision: 'fp8' cannot run yet; allowed: bf16, fp32"):
-        setup_here(make_trial(tmp_path, axes={"precision": "fp8"}))
+def test_a_name_without_a_builder_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRECISIONS, "fp4", None)
+    with pytest.raises(
+        InvalidInput, match=r"axes\.precision: 'fp4' cannot run yet; allowed: bf16, bf16_pure, fp16, fp32"
+    ):
+        setup_here(make_trial(tmp_path, axes={"precision": "fp4"}))
 
 
 def test_pictures_of_the_wrong_size_are_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="image_px: 32 px, but egotiny sees 64 px"):
-        setup_here(make_trial(tmp_path, axes={"image_px": 32}))
+        setup_here(make_trial(tmp_path, axes={"image_px": 32}, model={"name": "egotiny"}))
+
+
+def test_drawn_weights_see_pictures_of_any_size(tmp_path: Path) -> None:
+    work = setup_here(make_trial(tmp_path, axes={"image_px": 32}))
+    dealt = work.feed.next()
+    assert dealt.pixel_values.shape[-1] == 32
+    assert dealt.batch.image_tokens == dealt.batch.num_samples * 4
 
 
 def test_a_step_without_weights_has_finite_numbers_only_where_it_must(tmp_path: Path) -> None:

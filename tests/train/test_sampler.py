@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from egobench.train.sampler import Sampler, deal
+from egobench.data.batches import in_order
+from egobench.train.sampler import Sampler
 
 
 def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
@@ -17,7 +18,7 @@ def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_the_same_samples_share_a_micro_batch_for_any_number_of_ranks(num_ranks: int) -> None:
     batch = Sampler(100, seed=0).take(16)
-    dealt = [deal(batch, rank=rank, num_ranks=num_ranks, micro_batch_size=4) for rank in range(num_ranks)]
+    dealt = [in_order(batch, [1] * len(batch), 4)[rank::num_ranks] for rank in range(num_ranks)]
     assert {len(micro) for micro in dealt} == {4 // num_ranks}
     assert sorted(tuple(chunk) for micro in dealt for chunk in micro) == sorted(
         tuple(batch[start : start + 4]) for start in range(0, 16, 4)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import pickle
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ from egobench.records.store import TrialPaths, read_lines
 from egobench.records.trial import Cell, Drill, Placement, Trial
 from egobench.spec.axes import AXES
 from egobench.spec.workload import Workload
-from egobench.train.loop import Work, main, run, setup
+from egobench.train.loop import main, run
 from egobench.train.rank import Rank
+from egobench.train.setup import Work, setup
 from egobench.train.stages import Stages
 
 START = "forkserver"
@@ -60,6 +64,7 @@ def make_trial(
     placement = Placement(
         site="local", device=device, base_folder=str(folder), cache_folder=str(folder / "cache"), quiet_limit_s=0.4
     )
+    workload = workload.model_copy(update={"image_px": resolved["image_px"]})  # as the plan does
     cell = Cell(cell_id="test-0", axes=resolved, workload=workload, drill=drill)
     return Trial(sweep="test", cell=cell, trial=seed, placement=placement)
 
@@ -85,12 +90,21 @@ def run_here(trial: Trial, folder: Path) -> tuple[RankSummary, list[StepRecord]]
 
 def run_ranks(trial: Trial, folder: Path, *, timeout_s: float = 60) -> list[tuple[Any, dict[str, torch.Tensor]]]:
     """Run a trial in real gloo ranks; return what each said (a summary or an exception) and its final weights."""
+    said = in_ranks(trial.num_ranks, folder, functools.partial(run_keeping_weights, trial), timeout_s=timeout_s)
+    return [one if isinstance(one, tuple) else (one, {}) for one in said]
+
+
+def in_ranks(
+    num_ranks: int, folder: Path, body: Callable[[Path, Rank], Any], *, timeout_s: float = 60, device: str = "cpu"
+) -> list[Any]:
+    """Call `body(folder, rank)` in real ranks; return what each returned, its exception, or None if it died."""
     context = multiprocessing.get_context(START)
     multiprocessing.set_forkserver_preload(
         ["torch", "transformers.models.internvl.modeling_internvl", "egobench.train.loop"]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    ranks = [context.Process(target=_rank_main, args=(trial, folder, rank)) for rank in range(trial.num_ranks)]
+    seats = [(body, folder, rank, num_ranks, device) for rank in range(num_ranks)]
+    ranks = [context.Process(target=_rank_main, args=seat) for seat in seats]
     for process in ranks:
         process.start()
     end = time.monotonic() + timeout_s
@@ -99,31 +113,41 @@ def run_ranks(trial: Trial, folder: Path, *, timeout_s: float = 60) -> list[tupl
         if process.is_alive():
             process.kill()
             process.join()
-    return [_said(folder / f"said.{rank}") for rank in range(trial.num_ranks)]
+    return [_said(folder / f"said.{rank}") for rank in range(num_ranks)]
 
 
 def _said(path: Path) -> Any:
-    return pickle.loads(path.read_bytes()) if path.exists() else (None, {})
+    return pickle.loads(path.read_bytes()) if path.exists() else None
 
 
-def _rank_main(trial: Trial, folder: Path, rank: int) -> None:
+def _rank_main(body: Callable[[Path, Rank], Any], folder: Path, rank: int, num_ranks: int, device: str) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "rendezvous"), trial.num_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=trial.num_ranks)
+    # What torchrun sets, and DeepSpeed reads.
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+    os.environ |= {name: str(value) for name, value in places.items()}
+    store = dist.FileStore(str(folder / "rendezvous"), num_ranks)
+    on_gpu = device == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks)
+    place = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     said: Any
-    weights: dict[str, torch.Tensor] = {}
     try:
-        said, weights = run_keeping_weights(trial, folder, Rank(rank, rank, trial.num_ranks, torch.device("cpu")))
+        said = body(folder, Rank(rank, rank, num_ranks, place))
     except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
         said = error
-    (folder / f".said.{rank}").write_bytes(pickle.dumps((said, weights)))
+    (folder / f".said.{rank}").write_bytes(pickle.dumps(said))
     os.replace(folder / f".said.{rank}", folder / f"said.{rank}")
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
     os._exit(0)
 
 
-def run_keeping_weights(trial: Trial, folder: Path, rank: Rank) -> tuple[RankSummary, dict[str, torch.Tensor]]:
+def run_keeping_weights(
+    trial: Trial, folder: Path, rank: Rank, run: Callable[..., RankSummary] = run
+) -> tuple[RankSummary, dict[str, torch.Tensor]]:
     """Run as `run` does, and return the weights as well."""
     from egobench.train import loop
 
@@ -139,8 +163,8 @@ def run_keeping_weights(trial: Trial, folder: Path, rank: Rank) -> tuple[RankSum
         summary = run(trial, paths, rank, Pulse(paths.rank_pulse(rank.rank)))
     finally:
         loop.main = main
-    model = kept[0].strategy.unwrap(kept[0].model)
-    return summary, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    # A collective; where the model is sharded, only the first rank has the whole of it.
+    return summary, {name: tensor.clone() for name, tensor in kept[0].strategy.weights().items()}
 
 
 def setup_here(trial: Trial) -> Work:

@@ -16,7 +16,13 @@ from tests.worker.trials import BODY, ROOT
 
 
 def start_task(
-    paths: AllocationPaths, job_id: str, node: int = 0, num_nodes: int = 1, restarts: int = 0, **more: str
+    paths: AllocationPaths,
+    job_id: str,
+    node: int = 0,
+    num_nodes: int = 1,
+    restarts: int = 0,
+    body: str = BODY,
+    **more: str,
 ) -> subprocess.Popen[bytes]:
     """Start the worker as srun would on one node."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
@@ -29,7 +35,7 @@ def start_task(
         "GLOO_SOCKET_IFNAME": "lo",
         **more,
     }
-    command = [sys.executable, "-m", "egobench.worker", "--slurm", str(paths.allocation), "--body", BODY]
+    command = [sys.executable, "-m", "egobench.worker", "--slurm", str(paths.allocation), "--body", body]
     null = subprocess.DEVNULL
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=null, stdout=null, stderr=null)
 

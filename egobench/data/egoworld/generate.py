@@ -84,7 +84,7 @@ def generate(recipe: Recipe, cache_dir: Path | None = None) -> Generated:
         return _make(recipe)
     stem = cache_dir / f"egoworld-{recipe.domain}-{recipe.split}-{recipe.digest[:16]}"
     images_path, records_path = stem.with_suffix(".npy"), stem.with_suffix(".jsonl")
-    if not records_path.exists():  # written last: where it stands, the pictures stand too
+    if not (records_path.exists() and images_path.exists()):  # the records are written last
         made = _make(recipe)
         cache_dir.mkdir(parents=True, exist_ok=True)
         _write_images(images_path, made.images)

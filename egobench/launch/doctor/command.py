@@ -19,9 +19,11 @@ from egobench.launch.doctor.cluster import SlurmChecks
 from egobench.launch.doctor.finding import Finding, failed, not_checked, ok, warning
 from egobench.launch.doctor.nodes import judge_answers
 from egobench.launch.doctor.probe import Probe
+from egobench.launch.doctor.runtimes import runtime_findings
 from egobench.records.lock import take_lock
 from egobench.records.store import disk_errors
 from egobench.spec.pieces import find_site, load_site, site_names
+from egobench.spec.runtimes import absent_here
 from egobench.spec.site import LOCAL, Site
 from egobench.units import format_bytes
 
@@ -31,7 +33,13 @@ SHARED: Final = frozenset(
 """File systems that several machines can mount."""
 IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 LEAST_FREE_BYTES: Final = 2**30
-_SIGNS: Final = {"ok": "ok", "warning": "warning", "failed": "FAILED", "not checked": "not checked"}
+_SIGNS: Final = {
+    "ok": "ok",
+    "warning": "warning",
+    "failed": "FAILED",
+    "not installed": "absent",
+    "not checked": "not checked",
+}
 
 
 def doctor_command(
@@ -85,10 +93,17 @@ def examine(site: Site, runs: Path, num_nodes: int, wait_s: float) -> Iterator[F
     yield _python(site)
     if num_nodes == 0:
         yield not_checked("nodes from inside", "--no-probe")
+        yield from _runtimes_here(site)
     elif is_broken or folder.verdict == "failed":
         yield not_checked("nodes from inside", "no probe can be sent; see above")
     else:
         yield from _probed(site, runs, num_nodes, wait_s)
+
+
+def _runtimes_here(site: Site) -> Iterator[Finding]:
+    """Yield what this process finds, where jobs run the same Python in the same place."""
+    is_ours = site.launcher == "local" or (site.python is None and site.container is None)
+    yield from runtime_findings(site, absent_here() if is_ours else None, "jobs run another Python; the probe tells")
 
 
 def _probed(site: Site, runs: Path, num_nodes: int, wait_s: float) -> Iterator[Finding]:

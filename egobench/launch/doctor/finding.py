@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "warning", "failed", "not checked"]
+Verdict = Literal["ok", "warning", "failed", "not installed", "not checked"]
 
 
 @dataclass(frozen=True)

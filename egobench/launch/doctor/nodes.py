@@ -8,6 +8,7 @@ from typing import Final
 
 from egobench.hardware import find_gpu, gpu_of_device
 from egobench.launch.doctor.finding import Finding, failed, not_checked, ok, warning
+from egobench.launch.doctor.runtimes import runtime_findings
 from egobench.records.code import CodeState
 from egobench.records.probe import NodeAnswer, NodeSeen, ProbeRequest, ReduceAnswer
 from egobench.spec.site import Site
@@ -50,7 +51,7 @@ def judge_answers(answers: Answers, site: Site) -> Iterator[Finding]:
         return
     yield from _clocks(answers)
     yield _code(answers)
-    yield from _torch(answers)
+    yield from _torch(answers, site)
     yield from _gpus(answers, site)
     yield _all_reduce(answers, site)
     yield from _room(answers, site)
@@ -101,7 +102,7 @@ def _code(answers: Answers) -> Finding:
     return ok("code", f"egobench {answers.code.egobench}, {answers.code.code_digest[:12]}, as here")
 
 
-def _torch(answers: Answers) -> Iterator[Finding]:
+def _torch(answers: Answers, site: Site) -> Iterator[Finding]:
     lacking = {node: one for node, one in answers.nodes.items() if one.torch is None}
     if lacking:
         node, one = next(iter(lacking.items()))
@@ -117,6 +118,9 @@ def _torch(answers: Answers) -> Iterator[Finding]:
     packages = next(iter(answers.nodes.values())).packages
     optional = [f"{name} {packages.get(name, 'is not installed')}" for name in ("flash-attn", "deepspeed")]
     yield ok("optional packages", ", ".join(optional))
+    lost = [one.absent for one in answers.nodes.values() if one.absent is not None]
+    everywhere = frozenset[str]().union(*lost) if lost else None
+    yield from runtime_findings(site, everywhere, "the nodes' egobench does not tell")
 
 
 # ---------------------------------------------------------------- GPUs

@@ -75,7 +75,7 @@ class Probe:
     # ---------------------------------------------------------------- on this machine
     def _as_process(self) -> Iterator[Finding]:
         command = [sys.executable, "-P", "-u", "-m", "egobench.worker.probe", str(self.paths.request)]
-        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
         with self.paths.log.open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         try:

@@ -137,6 +137,19 @@ def run_command(command: Sequence[str]) -> Answer:
     return Answer(done.stdout)
 
 
+def list_jobs(jobs: Iterable[Job], run: Run | None = None, states: str = "all") -> tuple[list[Row], str]:
+    """Return squeue's rows of these jobs' arrays, and why there are none, where Slurm does not answer."""
+    command = ["squeue", "-h", "-a", "-r", "-t", states, "-O", SQUEUE_FORMAT, "-j", _array_ids(jobs)]
+    answer = (run or run_command)(command)
+    if answer.problem and "Invalid job id" not in answer.problem:  # so it says of a single id that it does not know
+        return [], answer.problem
+    return read_squeue(answer.text), ""
+
+
+def _array_ids(jobs: Iterable[Job]) -> str:
+    return ",".join(sorted({job.array_id for job in jobs}, key=lambda text: (len(text), text)))
+
+
 def _environment() -> dict[str, str]:
     """Return the environment without what would filter, reorder or cut the answer."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
@@ -179,14 +192,13 @@ def _look(view: QueueView, jobs: Sequence[Job], now: Callable[[], float], run: R
     """Make one call, and put its answer into the view."""
     asked = _open(view, jobs)
     before = {job.job_id: _known(view, job) or first_state(job, now()) for job in asked}
-    array_ids = ",".join(sorted({job.array_id for job in asked}, key=lambda text: (len(text), text)))
     # A cluster may hide the jobs of others: that one is not listed says nothing then.
     me = _my_names()
     hidden = {job.job_id for job in asked if job.submitted_by.partition("@")[0] not in me}
     if _wants_sacct(view, before.values(), hidden):
-        update, states = _ask_sacct(view, asked, before, array_ids, now, run)
+        update, states = _ask_sacct(view, asked, before, now, run)
     else:
-        update, states = _ask_squeue(view, asked, before, array_ids, now, run)
+        update, states = _ask_squeue(view, asked, before, now, run)
     view = view.model_copy(update=update)
     looks = Looks(view.asked_at, view.squeue_at, view.sacct_at, view.has_accounting)
     states = {job_id: judge(state, looks, job_id in hidden) for job_id, state in states.items()}
@@ -213,16 +225,15 @@ def _ask_squeue(
     view: QueueView,
     jobs: Sequence[Job],
     before: dict[str, JobState],
-    array_ids: str,
     now: Callable[[], float],
     run: Run,
 ) -> tuple[dict[str, object], dict[str, JobState]]:
-    answer = run(["squeue", "-h", "-a", "-r", "-t", "all", "-O", SQUEUE_FORMAT, "-j", array_ids])
+    listed, unanswered = list_jobs(jobs, run)
     at = now()
     update: dict[str, object] = {"asked_at": at, "asked": "squeue"}
-    if answer.problem and "Invalid job id" not in answer.problem:  # so it says of a single id that it does not know
-        return update | _failed(view, answer.problem), before
-    rows = {row.job_id: row for row in read_squeue(answer.text)}
+    if unanswered:
+        return update | _failed(view, unanswered), before
+    rows = {row.job_id: row for row in listed}
     states = {job.job_id: after_squeue(job, before[job.job_id], rows, at) for job in jobs}
     # That accounting does not answer stays said until it does, or nobody needs it.
     is_open = view.problem.startswith(NO_ACCOUNTS) and any(state.gone_since is not None for state in states.values())
@@ -234,12 +245,11 @@ def _ask_sacct(
     view: QueueView,
     jobs: Sequence[Job],
     before: dict[str, JobState],
-    array_ids: str,
     now: Callable[[], float],
     run: Run,
 ) -> tuple[dict[str, object], dict[str, JobState]]:
     fields = ",".join(_sacct_fields(run))
-    answer = run(["sacct", "-P", "-D", "--noconvert", "-o", fields, "-j", array_ids])
+    answer = run(["sacct", "-P", "-D", "--noconvert", "-o", fields, "-j", _array_ids(jobs)])
     at = now()
     update: dict[str, object] = {"asked_at": at, "asked": "sacct"}
     if "accounting storage is disabled" in answer.problem or answer.problem.endswith("not installed here"):

@@ -11,7 +11,7 @@ from egobench.launch.watch.files import AllocationFiles, read_allocations
 from egobench.records.allocation import Start
 from egobench.records.queue import QueueView
 from egobench.records.store import SweepPaths, read_document
-from egobench.records.usage import Span
+from egobench.records.usage import Span, end_of_last_start
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,10 @@ def _length_s(
         return booked_s
     if is_active:
         return max(booked_s, now - start.at)
-    if files.ended is None or (files.ended.state and elapsed_s is not None):
+    if files.ended is None:
         return booked_s
-    # Whoever found out that Slurm had ended it may have come much later, but it had a time limit.
-    ended_at = min(files.ended.at, start.ends_at or files.ended.at) if files.ended.state else files.ended.at
-    return max(booked_s, ended_at - start.at)
+    ended_at = end_of_last_start(files.ended.at, files.ended.state != "", elapsed_s, start.ends_at)
+    return booked_s if ended_at is None else max(booked_s, ended_at - start.at)
 
 
 def _booked_s(spans: Mapping[int, Span], start: Start) -> float:

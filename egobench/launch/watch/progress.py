@@ -57,7 +57,7 @@ class FirstFailures:
         if document.outcome == "ok":
             return [head]
         lines = [f"{head}: {document.because}"]
-        if document.outcome not in self._seen:
+        if document.outcome not in self._seen and document.outcome != "parent_failed":  # which was never launched
             self._seen.add(document.outcome)
             rank = document.failure.rank if document.failure else 0
             lines.append(f"  first {document.outcome}; its log: {trial.paths.rank_log(rank)}")

@@ -27,11 +27,27 @@ def print_cell(cell: PlannedCell, resolved: Cell, trials: list[TrialState], cons
         console.print(Text(f"  drill: {resolved.drill.kind} on rank {resolved.drill.rank}, step {resolved.drill.step}"))
     if cell.parent is not None:
         console.print(Text(f"  depends on: {cell.parent} ({'ok' if cell.needs == 'ok' else 'over'})"))
+    for line in predicted_lines(cell):
+        console.print(Text(line))
     if cell.because:
         console.print(Text(f"{cell.outcome}: {cell.because}"))
     for trial in trials:
         for line in (*trial_lines(trial), *attempt_lines(trial.paths)):
             console.print(Text(line))
+
+
+def predicted_lines(cell: PlannedCell) -> Iterable[str]:
+    """Yield what the plan foretold."""
+    found = cell.predicted
+    if found is None:
+        return
+    if found.verdict is None or found.predicted_low_bytes is None or found.predicted_high_bytes is None:
+        yield f"  not predicted: {found.because}"
+        return
+    used = f"{format_bytes(found.predicted_low_bytes)} to {format_bytes(found.predicted_high_bytes)} of the GPU"
+    step = found.predicted_step_time_s
+    time_text = f", step time {format_seconds(step)}" if step is not None else ""
+    yield f"  predicted: {found.verdict}{' (canary)' if cell.is_canary else ''}, {used}{time_text}"
 
 
 def trial_lines(trial: TrialState) -> Iterable[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from egobench.launch.fleet import AllocationState
+from egobench.launch.watch.expected import Expected
 from egobench.launch.watch.files import AllocationFiles
 from egobench.launch.watch.hours import Hours, hours_of
 from egobench.records.allocation import Claim
@@ -47,7 +47,7 @@ class TrialState:
 
     @property
     def num_ranks(self) -> int:
-        return int(self.cell.axes.get("gpus", 1))
+        return self.cell.num_ranks
 
     @property
     def step(self) -> int:
@@ -135,13 +135,12 @@ class SweepState:
 
         As many allocations are taken to run as run now, each through its own list. None before any trial has ended.
         """
-        expected = Expected.of(self.trials)
-        if expected is None:
+        if self._expected.overall_s is None:
             return None
         left = [trial for trial in self.trials if trial.outcome in UNFINISHED]
         loads: dict[int | None, float] = {}
         for trial in left:
-            loads[trial.allocation] = loads.get(trial.allocation, 0.0) + expected.left_s(trial, self.at)
+            loads[trial.allocation] = loads.get(trial.allocation, 0.0) + self._left_s(trial)
         longest_s = max((load for number, load in loads.items() if number is not None), default=0.0)
         return max(sum(loads.values()) / self.num_lanes, longest_s)
 
@@ -155,13 +154,20 @@ class SweepState:
     @property
     def planned_gpu_hours(self) -> float:
         """Return what the planned trials are expected to take, one attempt each, their start-up included."""
-        expected = Expected.of(self.trials)
-        default_s = self.sweep.site.expected_trial_min * 60
-        per_trial = (
-            trial.num_ranks * (expected.of_cell_s(trial.cell.cell_id) if expected is not None else default_s)
-            for trial in self.trials
-        )
-        return sum(per_trial) / 3600
+        return sum(trial.num_ranks * self._expected_s(trial) for trial in self.trials) / 3600
+
+    @cached_property
+    def _expected(self) -> Expected:
+        return Expected.of(self.sweep.cells, (trial.document for trial in self.trials))
+
+    def _expected_s(self, trial: TrialState) -> float:
+        known_s = self._expected.of_cell_s(trial.cell.cell_id)
+        default_s = self._expected.overall_s or self.sweep.site.expected_trial_min * 60
+        return default_s if known_s is None else known_s
+
+    def _left_s(self, trial: TrialState) -> float:
+        has_run_s = self.at - trial.since if trial.since is not None else 0.0
+        return max(0.0, self._expected_s(trial) - has_run_s)
 
     @property
     def num_repeats(self) -> int:
@@ -169,39 +175,9 @@ class SweepState:
         return sum(max(0, trial.attempt - 1) for trial in self.trials)
 
 
-@dataclass(frozen=True)
-class Expected:
-    """How long a trial takes: as finished ones of its cell did, else as all did."""
-
-    by_cell_s: Mapping[str, float]
-    overall_s: float
-
-    @classmethod
-    def of(cls, trials: Iterable[TrialState]) -> Expected | None:
-        """Learn from the trials that ended ok; None where there are none."""
-        durations: dict[str, list[float]] = {}
-        for trial in trials:
-            if trial.document is not None and trial.document.outcome == "ok":
-                took_s = trial.document.ended_at - trial.document.started_at
-                durations.setdefault(trial.cell.cell_id, []).append(took_s)
-        if not durations:
-            return None
-        overall_s = statistics.fmean(took for cell in durations.values() for took in cell)
-        return cls({cell_id: sum(cell) / len(cell) for cell_id, cell in durations.items()}, overall_s)
-
-    def of_cell_s(self, cell_id: str) -> float:
-        """Return how long a trial of this cell takes."""
-        return self.by_cell_s.get(cell_id, self.overall_s)
-
-    def left_s(self, trial: TrialState, now: float) -> float:
-        """Return how long an unfinished trial will still take."""
-        has_run_s = now - trial.since if trial.since is not None else 0.0
-        return max(0.0, self.of_cell_s(trial.cell.cell_id) - has_run_s)
-
-
 def running_state(cell: PlannedCell, trial: int, paths: TrialPaths, claim: Claim) -> TrialState:
     """Look at a trial that runs."""
-    pulses = (read_pulse(paths.rank_pulse(rank)) for rank in range(int(cell.axes.get("gpus", 1))))
+    pulses = (read_pulse(paths.rank_pulse(rank)) for rank in range(cell.num_ranks))
     return TrialState(
         cell,
         trial,

@@ -11,54 +11,37 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from egobench.train.rank import Rank
-from egobench.train.stages import Stages
-from egobench.train.strategies.strategy import Thing
+from egobench.train.strategies.native import NativeStrategy
 
 # No buffer changes during training, so none need be sent around; torch 2.13 renamed the switch.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
-class DdpStrategy:
+class DdpStrategy(NativeStrategy):
     """Replicas; the loss is normalised over all ranks beforehand, so gradients are summed, not averaged."""
 
-    def __init__(self, rank: Rank, stages: Stages) -> None:
-        self._rank, self._stages = rank, stages
-        self._wrapped: DistributedDataParallel | None = None
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        self._wrapped = DistributedDataParallel(
+    def wrap(self, model: nn.Module) -> nn.Module:
+        wrapped = DistributedDataParallel(
             model,
-            device_ids=[self._rank.device] if self._rank.device.type == "cuda" else None,
+            device_ids=[self.rank.device] if self.rank.device.type == "cuda" else None,
             gradient_as_bucket_view=True,  # else the buckets are a second copy of all gradients
             **_KEEP_BUFFERS,
         )
-        self._wrapped.register_comm_hook(self, _sum_bucket)
-        return self._wrapped
+        wrapped.register_comm_hook(self, _sum_bucket)
+        return wrapped
 
     def unwrap(self, model: nn.Module) -> Any:
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
-        assert self._wrapped is not None
-        return contextlib.nullcontext() if is_last else self._wrapped.no_sync()
-
-    def clip(self, model: nn.Module, max_norm: float) -> torch.Tensor:
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-
-    def gather(self, thing: Thing) -> list[Thing]:
-        things: list[Any] = [None] * self._rank.num_ranks
-        dist.all_gather_object(things, thing)
-        return things
-
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return {"model": self.unwrap(model).state_dict(), "optimizer": optimizer.state_dict()}
+        assert isinstance(self.model, DistributedDataParallel)
+        return contextlib.nullcontext() if is_last else self.model.no_sync()
 
     def announce(self, bucket: dist.GradBucket) -> None:
         """Note when the last gradients are ready: from here on the step only waits for the network."""
         if bucket.is_last():
-            self._stages.enter("communication")
+            self.stages.enter("communication")
 
 
 def _sum_bucket(strategy: DdpStrategy, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

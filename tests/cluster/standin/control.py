@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.cluster.daemons import wait_until
+from tests.cluster.environment import variables
 from tests.cluster.standin.book import FRESH, IN_QUEUE, LIVE, Book
 
 HERE: Final = Path(__file__).parent
@@ -60,13 +61,8 @@ class StandIn:
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Put its commands first on this process's PATH."""
-        before = {name: os.environ.get(name) for name in self.env}
-        os.environ.update(self.env)
-        try:
+        with variables(self.env):
             yield
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run one of its commands."""

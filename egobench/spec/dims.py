@@ -64,6 +64,11 @@ NAMED: dict[str, ModelDims] = {
         TextDims(256, 4, 4, 2, 1024, vocab=32768, max_positions=8192),
         image_token_id=5,
     ),
+    "internvl-edge": ModelDims(
+        VisionDims(384, 6, 6, 1536, image_px=224),
+        TextDims(1024, 8, 16, 4, 4096, vocab=32768, max_positions=8192),
+        image_token_id=5,
+    ),
     "egotiny": ModelDims(
         VisionDims(128, 3, 4, 256, image_px=64, patch_px=8, layer_scale=1.0),
         TextDims(128, 3, 4, 2, 384, vocab=TINY_VOCAB, max_positions=2048, rope_theta=10_000.0),

@@ -1,0 +1,333 @@
+"""What autograd keeps of a micro-batch, and what a block's backward pass needs for a moment: bytes per position.
+
+Every number is counted from what the operators of a block save: a product its input where its weight is trained, a
+norm its input, SwiGLU three tensors, attention its queries, keys, values and output. What comes on top while a block
+goes back (its gradients) is counted at the feed-forward network, where it is largest, or at attention's scores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from egobench.predict.formats import Formats
+from egobench.predict.shapes import HEAD, LLM, PROJECTOR, TOWER, LlmShape, ModelShape, TowerShape
+from egobench.predict.trained import STEPS, Trained, Training, trained_by
+
+EAGER: Final = "eager"
+FLASH: Final = "flash"
+"""Any kernel that keeps no scores."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What changes what a block keeps, beside its shape and what is trained of it."""
+
+    form: Formats
+    attention: str
+    """`eager` or `flash`."""
+    checkpointing: str
+    is_compiled: bool
+    saves_inputs: bool
+    """Every product keeps its input, also where its weight is frozen."""
+    repeats_kv: bool
+    upcasts_norms: bool
+    casts_inputs: bool
+    selects_half: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Bytes of one block, per position, and per score of one head."""
+
+    attention: float = 0.0
+    network: float = 0.0
+    """The feed-forward network."""
+    scores: float = 0.0
+    work: float = 0.0
+    """Gradients while the network goes back."""
+    scores_work: float = 0.0
+    """The same for attention's scores."""
+    selective: float = 0.0
+    """Kept where only products and attention are."""
+    shared: float = 0.0
+    """Of that, what the recomputed block would keep anyway."""
+
+    @property
+    def whole(self) -> float:
+        """Return what one position keeps."""
+        return self.attention + self.network
+
+
+@dataclass(frozen=True)
+class Part:
+    """All blocks of the LLM, or of the tower: per position and per score."""
+
+    kept: float = 0.0
+    kept_scores: float = 0.0
+    aimed: float = 0.0
+    """Of the last block, what it keeps at supervised positions only."""
+    last: float = 0.0
+    """Beyond what is kept, while the feed-forward network of the last block goes back."""
+    last_scores: float = 0.0
+    last_aimed: float = 0.0
+    last_attention: float = 0.0
+    """The same while its attention goes back; not counted where it keeps no scores, for then it is less."""
+    last_attention_scores: float = 0.0
+    first: float = 0.0
+    """All that the first block that goes back needs, its checkpoint included."""
+    first_scores: float = 0.0
+    first_attention: float = 0.0
+    first_attention_scores: float = 0.0
+    forward: float = 0.0
+    """While a block that keeps nothing goes forward."""
+    forward_scores: float = 0.0
+    streams: float = 0.0
+    """One residual stream for every block."""
+    goes_back: bool = False
+
+
+NOTHING: Final = Part()
+KEEPS_NOTHING: Final = Saved()
+
+
+def _read(width: int, readers: Sequence[Training], how: How, is_wide: bool, is_kept: bool = False) -> float:
+    """Return the bytes that products keep of an input that they share; `is_wide`: it is fp32 under autocast."""
+    form = how.form
+    weights = sum(one.weight or how.saves_inputs for one in readers)
+    adapters = sum(one.rank > 0 for one in readers)
+    if form.is_autocast and is_wide and how.is_compiled:  # one cast for all of them
+        return float(form.compute * width * bool(weights or adapters))
+    if form.is_autocast and is_wide:
+        return float(form.compute * width * (weights + adapters))
+    shares = weights or (adapters and not how.casts_inputs)
+    own = form.compute * width if shares and not is_kept else 0
+    if how.casts_inputs and form.adapter > form.compute:
+        own += adapters * width * (form.compute if form.is_autocast else form.adapter)
+    return float(own)
+
+
+def _adapters(readers: Sequence[Training], outputs: Sequence[int], how: How) -> float:
+    """Return what the products of adapters keep: their rank, and DoRA both outputs that it scales."""
+    wide = how.form.compute
+    return float(sum(wide * (one.rank + 2 * out * one.is_dora) for one, out in zip(readers, outputs, strict=True)))
+
+
+def _norm(width: int, is_trained: bool, needs: bool, how: How, is_layer_norm: bool) -> float:
+    """Return what a norm keeps: its input (RMSNorm as transformers writes it: an fp32 copy), and the normalised one."""
+    stream = how.form.stream
+    if not needs:
+        return 0.0
+    if is_layer_norm or how.is_compiled or not how.upcasts_norms:
+        return float(width * (4 if how.form.is_autocast and not how.is_compiled else stream))
+    return float(4 * width + (stream * width if is_trained else 0))
+
+
+def _scores(part: TowerShape | LlmShape, how: How) -> tuple[float, float]:
+    """Return (kept, while going back) of eager attention per score of one head.
+
+    The LLM makes its softmax in fp32 and casts it; so does autocast on a GPU. Without, the tower's is 16 bits.
+    """
+    if how.attention != EAGER:
+        return 0.0, 0.0
+    wide = how.form.compute
+    if wide == 4 or (isinstance(part, TowerShape) and not how.form.is_autocast):
+        return part.heads * float(wide), part.heads * 2.0 * wide
+    return part.heads * (4.0 + wide), part.heads * 8.0
+
+
+@functools.lru_cache(maxsize=16384)
+def block(
+    part: TowerShape | LlmShape, trainings: tuple[Training, ...], is_norm_trained: bool, has_graph: bool, how: How
+) -> Saved:
+    """Return what one block keeps; `has_graph`: its input has a gradient."""
+    needs = has_graph or is_norm_trained or any(one.is_any for one in trainings)
+    if not needs:
+        return KEEPS_NOTHING
+    attention = _attention(part, trainings[:4], is_norm_trained, has_graph, how)
+    network = _network(part, trainings[4:], is_norm_trained, how)
+    kept, work = _scores(part, how)
+    form, hidden, ffn = how.form, part.hidden, part.ffn
+    is_gated = isinstance(part, LlmShape) and part.is_gated
+    keys = part.kv_heads * part.head_dim if isinstance(part, LlmShape) else hidden
+    width = part.attention_width
+    products = form.compute * (2 * width + 2 * keys + 2 * hidden + ffn * (2 if is_gated else 1)) + 4 * part.heads
+    products += sum(form.compute * (one.rank + hidden) for one in trainings if one.rank)
+    shared = form.compute * (width + keys + ffn * (2 if is_gated else 1))
+    if how.selects_half:  # of q, k, v, output, gate, up and down the first, the third, the fifth and the seventh
+        products = form.compute * (2 * width + keys + ffn + hidden) + 4 * part.heads
+        shared = form.compute * (width + keys + ffn)
+    return Saved(
+        attention=attention,
+        network=network,
+        scores=kept,
+        # SwiGLU: the gradient of the product and of both its factors; GELU: of its output and of its input.
+        work=form.compute * ffn * (3 if is_gated else 2) + 2 * form.stream * hidden,
+        scores_work=work,
+        selective=products + form.stream * hidden,
+        shared=shared,
+    )
+
+
+def _attention(
+    part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, has_graph: bool, how: How
+) -> float:
+    is_llm, form, hidden = isinstance(part, LlmShape), how.form, part.hidden
+    keys = part.kv_heads * part.head_dim if isinstance(part, LlmShape) else hidden
+    width, wide = part.attention_width, form.stream == 4
+    is_layer_norm = not (isinstance(part, LlmShape) and part.is_gated)
+    saved = _norm(hidden, is_norm_trained, has_graph or is_norm_trained, how, is_layer_norm)
+    repeated = width if how.repeats_kv or (how.attention == EAGER and is_llm) else keys
+    saved += form.compute * (width + 2 * repeated) + 4 * part.heads
+    is_kept = how.attention != EAGER
+    saved += form.compute * width * is_kept  # attention keeps its output
+    saved += _read(hidden, trainings[:3], how, wide)
+    saved += _read(width, trainings[3:], how, False, is_kept)
+    if not is_llm:
+        saved += form.compute * hidden * is_norm_trained  # the layer scale keeps what it scales
+    return saved + _adapters(trainings, (width, keys, keys, hidden), how)
+
+
+def _network(part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, how: How) -> float:
+    form, hidden, ffn = how.form, part.hidden, part.ffn
+    is_gated = isinstance(part, LlmShape) and part.is_gated
+    saved = _norm(hidden, is_norm_trained, True, how, not is_gated)
+    inner = 2 if is_gated else 1
+    # Gate, its SiLU, and up; a compiler computes the SiLU again. GELU keeps its input.
+    saved += form.compute * ffn * (2 if is_gated and how.is_compiled else 3 if is_gated else 1)
+    saved += _read(hidden, trainings[:inner], how, form.stream == 4)
+    saved += _read(ffn, trainings[inner:], how, False)
+    if not isinstance(part, LlmShape):
+        saved += form.compute * hidden * is_norm_trained
+    outputs = (ffn, ffn, hidden) if is_gated else (ffn, hidden)
+    return saved + _adapters(trainings, outputs, how)
+
+
+def _is_recomputed(checkpointing: str, index: int) -> bool:
+    step = STEPS.get(checkpointing)
+    return step is not None and index % step == 0
+
+
+Pattern = tuple[tuple[Training, ...], bool]
+"""What is trained of a block: its matrices, and its norms."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _patterns(shape: ModelShape, method: Method, is_llm: bool) -> tuple[Pattern, ...]:
+    part, trained = shape.llm if is_llm else shape.tower, trained_of(shape, *method)
+    own = tuple(part.matrices())
+    names = [part.block(index) for index in range(part.layers)]
+    return tuple((tuple(trained.of(f"{name}.{each}") for each in own), name in trained.others) for name in names)
+
+
+def _blocks(
+    part: TowerShape | LlmShape, patterns: tuple[Pattern, ...], has_graph: bool, how: How, is_aimed: bool
+) -> Part:
+    """Add up the blocks from the first one up."""
+    known: dict[tuple[Pattern, bool], Saved] = {}
+    kept = scores = streams = aimed = last_aimed = 0.0
+    first = last = (0.0, 0.0, 0.0, 0.0)
+    stream = float(how.form.stream * part.hidden)
+    goes_back = False
+    for index, pattern in enumerate(patterns):
+        saved = known.get((pattern, has_graph)) or block(part, *pattern, has_graph, how)
+        known[pattern, has_graph] = saved
+        has_graph = has_graph or saved is not KEEPS_NOTHING
+        if not has_graph:
+            continue
+        is_last, streams = index == part.layers - 1, streams + stream
+        network_elsewhere = is_last and is_aimed
+        if _is_recomputed(how.checkpointing, index):
+            # A stream that the norm would keep is the checkpoint itself.
+            is_same = how.form.stream == 4 or not how.upcasts_norms or how.is_compiled
+            own, own_scores = stream, 0.0
+            extra, extra_scores = saved.attention - (stream if is_same else 0.0), saved.scores
+            network = saved.network
+        elif how.checkpointing == "selective":
+            own, own_scores = saved.selective, saved.scores / 3
+            extra, extra_scores = max(0.0, saved.attention - saved.shared), saved.scores
+            network = saved.network
+        else:
+            own, own_scores = saved.attention, saved.scores
+            extra = extra_scores = network = 0.0
+            if network_elsewhere:
+                aimed += saved.network
+            else:
+                own += saved.network
+        kept, scores = kept + own, scores + own_scores
+        beside = network + saved.work
+        if network_elsewhere:
+            last_aimed, beside = beside, 0.0
+        # Of attention's moment: its queries, keys, values and output have gradients too.
+        around = extra + 4.0 * how.form.compute * part.attention_width
+        last = (extra + beside, extra_scores, around, extra_scores + saved.scores_work)
+        if not goes_back:
+            first = (own + last[0], own_scores + last[1], own + around, own_scores + last[3])
+            goes_back = True
+    wide, kernel = how.form.compute, (part.heads * (4.0 + 2 * how.form.compute) if how.attention == EAGER else 0.0)
+    return Part(
+        kept, scores, aimed, last[0], last[1], last_aimed, last[2], last[3], *first, streams=streams,
+        goes_back=goes_back,
+        forward=wide * 2 * part.ffn + 3.0 * how.form.stream * part.hidden, forward_scores=kernel,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def trained_of(shape: ModelShape, method: str, projector: str, rank: int, targets: str) -> Trained:
+    """Return what a method trains."""
+    axes = {"method": method, "projector": projector, "lora_rank": rank, "lora_targets": targets}
+    found = trained_by(shape, axes)
+    assert found is not None, method
+    return found
+
+
+Method = tuple[str, str, int, str]
+"""Method, projector, rank and targets: what decides what is trained."""
+
+
+@functools.lru_cache(maxsize=16384)
+def tower_part(shape: ModelShape, method: Method, how: How) -> Part:
+    """Return what the tower keeps per position; its scores are one head's, of one image."""
+    if not shape.tower.layers:
+        return NOTHING
+    has_graph = f"{TOWER}.embeddings" in trained_of(shape, *method).others
+    return _blocks(shape.tower, _patterns(shape, method, False), has_graph, how, is_aimed=False)
+
+
+@functools.lru_cache(maxsize=16384)
+def llm_part(shape: ModelShape, method: Method, how: How, is_aimed: bool) -> Part:
+    """Return what the LLM's blocks keep per position."""
+    return _blocks(shape.llm, _patterns(shape, method, True), _reaches_llm(shape, method), how, is_aimed)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reaches_llm(shape: ModelShape, method: Method) -> bool:
+    """Tell whether the input of the LLM's first block has a gradient."""
+    trained = trained_of(shape, *method)
+    parts = (PROJECTOR, f"{LLM}.embed_tokens")
+    below = any(norms or any(each.is_any for each in matrices) for matrices, norms in _patterns(shape, method, False))
+    return below or any(part in trained.others for part in parts)
+
+
+@functools.lru_cache(maxsize=16384)
+def projector_kept(shape: ModelShape, method: Method, how: How, has_graph: bool) -> float:
+    """Return what the projector keeps per image."""
+    trained = trained_of(shape, *method)
+    if not shape.tower.layers or not (has_graph or PROJECTOR in trained.others):
+        return 0.0
+    gathered, hidden, wide = int(shape.tower.hidden / shape.downsample_ratio**2), shape.llm.hidden, how.form.compute
+    is_trained = PROJECTOR in trained.others
+    # The norm's input and output, what GELU reads, and what it makes.
+    per = how.form.stream * gathered + wide * (gathered * is_trained + hidden + hidden * is_trained)
+    return float(shape.num_image_tokens * per)
+
+
+@functools.lru_cache(maxsize=16384)
+def head_kept(shape: ModelShape, method: Method, how: How) -> float:
+    """Return what the last norm keeps per position, and the head of its output."""
+    trained = trained_of(shape, *method)
+    hidden, form = shape.llm.hidden, how.form
+    saved = _norm(hidden, f"{LLM}.norm" in trained.others, True, how, not shape.llm.is_gated)
+    return saved + (form.compute * hidden if trained.of(HEAD).weight or not form.is_autocast else 0)

@@ -1,0 +1,132 @@
+"""Every free number of the memory prediction, with its unit and its source, and how training loops differ.
+
+Numbers that follow from what a program does (four bytes of a float, three copies of a tensor) stand in the formulas;
+here is what had to be measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Final
+
+GIB: Final = 2**30
+MIB: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What was measured or fitted; fitted ones say on which rows."""
+
+    context_bytes: float = 0.55 * GIB
+    """CUDA context and kernels, outside of the allocator. Source: stas00/ml-engineering, 0.55 GiB on an A100."""
+    nccl_bytes: float = 1.45 * GIB
+    """More after the first collective. Source: the same, 0.55 to 2.00 GiB."""
+    workspace_bytes: float = 32 * MIB
+    """Of cuBLAS, inside the allocator. Source: torch's CUBLAS_WORKSPACE_CONFIG, 32 MiB on Hopper, 8 MiB before."""
+    unusable_share: float = 0.0075
+    """Of the nominal memory (1 GB = 2**30 bytes here): an A100-80GB shows 79.15 to 79.2 of 80 GiB. Notes, 2.5."""
+    fragmented_share: float = 0.30
+    """Reserved beyond allocated, of what comes and goes until the backward pass has ended (not the states): the usual.
+    Read off nvidia-smi minus allocated on fms, Mistral and Llama-2 with adapters: about the median."""
+    fragmented_share_high: float = 0.60
+    """The same, where it goes badly: about the highest there."""
+    fragmented_logits: float = 2.0
+    """The same, of logits where every micro-batch has another width: the block that was freed, of gigabytes, is a
+    little too small for the next. Chosen by eye on swift's rows of Qwen-1, where it falls from 2.6 to 1 with length."""
+    fragmented_logits_high: float = 2.6
+    """The same: about the highest there."""
+    update_share: float = 0.75
+    """Of what the update needs, that does not find room in what the backward pass has left. Mean of six rows of fms,
+    full, from 0.15 to 1.1."""
+
+
+DEFAULT: Final = Constants()
+
+
+@dataclass(frozen=True)
+class Software:
+    """What a training loop does otherwise than ours, as far as memory knows it.
+
+    Other loops are described from memory of their code, and by what fits the published rows; none was run or re-read.
+    """
+
+    plain_logits: tuple[float, float] = (10.0, 12.0)
+    """Bytes per position and token of the vocabulary at the end of the forward pass, and where the loss goes back, with
+    16-bit products and the plain loss. Ours: 16-bit logits, their fp32 copy and the log-softmax; then the log-softmax,
+    its gradient and theirs."""
+    compiled_logits: float | None = None
+    """The same for the plain loss, where it is compiled too; None: it is not."""
+    chunked_logits: float = 2.0
+    """The same for a loss in chunks that does not aim: logits of all positions, without their copies."""
+    aims: bool = False
+    """A loss other than the plain one makes logits at supervised positions only."""
+    adapter_bytes: int | None = None
+    """Of an adapter's number; None: as trained weights are. PEFT keeps 4 (`autocast_adapter_dtype`)."""
+    casts_inputs: bool = False
+    """PEFT casts the input of every adapter to fp32."""
+    keeps_16_bit: bool = False
+    """Weights that are not trained are all 16 bits, norms and embeddings too, and so is the residual stream."""
+    is_stream_fp32: bool = False
+    """`prepare_model_for_kbit_training`: norms and embeddings in fp32, and so the residual stream."""
+    repeats_kv: bool = False
+    """Keys and values are copied for every query head before attention."""
+    upcasts_norms: bool = True
+    """Norms copy a 16-bit stream to fp32, and autograd keeps the copy."""
+    selects_half: bool = False
+    """`selective` keeps every second product only (torchtitan)."""
+    fsdp: int = 2
+    """1: FullyShardedDataParallel, whose root holds embedding and head; 2: fully_shard."""
+    keeps_streams: bool = False
+    """FSDP 1 with frozen units holds on to the gradient of every checkpoint until the backward pass has ended: its
+    hooks would wait for gradients that frozen inputs never get. Inferred from slopes of fms, not seen in a trace."""
+    loads_whole: bool = False
+    """FSDP cuts up a model that every rank holds whole; the peak may lie there."""
+    saves_4bit_inputs: bool = False
+    """Products with 4-bit matrices keep their input, which nothing reads (bitsandbytes of 2023)."""
+    quantised_bytes: float = 0.5 + 1 / 64 + 4 / (64 * 256)
+    """Of a 4-bit number: nf4 with double quantisation."""
+
+
+_FMS: Final = Software(
+    # transformers 4.4x: 16-bit logits, fp32 copy, shifted copy, log-softmax; then two gradients for the first two.
+    plain_logits=(14.0, 14.0), adapter_bytes=4, casts_inputs=True, keeps_16_bit=True, repeats_kv=True, fsdp=1,
+    keeps_streams=True,
+)  # fmt: skip
+
+
+_FOAK: Final[dict[str, Any]] = {"plain_logits": (10.0, 10.0)}
+_GPTQ: Final[dict[str, Any]] = {"quantised_bytes": 0.5 + 2.5 / 128}
+_SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=False)
+
+SOFTWARE: Final[dict[str, Software]] = {
+    "egobench": Software(aims=True),
+    "hf": _FMS,
+    "fms": _FMS,
+    "fms_foak": dataclasses.replace(_FMS, **_FOAK),
+    "fms_bnb": _FMS,
+    "fms_bnb_foak": dataclasses.replace(_FMS, **_FOAK),
+    "fms_bnb_kbit": dataclasses.replace(_FMS, is_stream_fp32=True),
+    # GPT-BigCode makes its loss from 16-bit logits; under autocast it is cast, and so is what the model returns.
+    "fms_bigcode": dataclasses.replace(_FMS, plain_logits=(8.0, 8.0)),
+    "fms_bigcode_foak": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
+    "fms_bigcode_bnb": dataclasses.replace(_FMS, plain_logits=(18.0, 18.0)),
+    "fms_bigcode_bnb_foak": dataclasses.replace(_FMS, plain_logits=(14.0, 14.0)),
+    "fms_gptq": dataclasses.replace(_FMS, **_GPTQ),
+    "fms_gptq_foak": dataclasses.replace(_FMS, **_GPTQ, **_FOAK),
+    # The fused cross-entropy of flash-attn: 16-bit logits and their gradient.
+    "llm_foundry": Software(plain_logits=(2.0, 4.0), upcasts_norms=False),
+    "torchtitan": Software(upcasts_norms=False, repeats_kv=True, selects_half=True, compiled_logits=8.0),
+    "torchtune": Software(repeats_kv=True, compiled_logits=10.0),
+    "swift": _SWIFT,
+    "swift_gptq": dataclasses.replace(_SWIFT, **_GPTQ),
+    "swift_bnb": dataclasses.replace(_SWIFT, is_stream_fp32=True),
+    "swift_qwen": _SWIFT,
+    "swift_gptq_qwen": dataclasses.replace(_SWIFT, **_GPTQ),
+    "swift_bnb_qwen": dataclasses.replace(_SWIFT, is_stream_fp32=True),
+    "litgpt": Software(loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64),
+    "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
+    "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),
+    "internvl": Software(plain_logits=(14.0, 14.0), adapter_bytes=4, keeps_16_bit=True),
+}
+"""Name -> loop. `hf` is HF Trainer with PEFT; the others are the stacks of published measurements."""

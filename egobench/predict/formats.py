@@ -1,0 +1,48 @@
+"""Bytes of a number: what a precision means under a strategy, in a training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from egobench.predict.constants import Software
+
+HALF: Final = ("bf16_pure",)
+AUTOCAST: Final = ("bf16", "fp16", "fp8")
+ZERO: Final = ("zero1", "zero2", "zero3")
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Bytes of a number, by what it belongs to."""
+
+    trained: int
+    frozen_matrix: int
+    frozen_other: int
+    compute: int
+    """Of a matrix product."""
+    stream: int
+    """Between blocks."""
+    adapter: int
+    gradient: int
+    moment: int
+    master: int
+    """A copy that the optimizer updates beside 16-bit weights; 0: none."""
+    is_autocast: bool
+    """Weights and inputs are cast at every product."""
+
+
+def formats(precision: str, strategy: str, software: Software) -> Formats:
+    """Return the formats that a precision means under a strategy, in a training loop."""
+    if precision in HALF:
+        adapter = software.adapter_bytes or 2
+        frozen = 4 if software.is_stream_fp32 else 2
+        return Formats(2, 2, frozen, 2, frozen, adapter, 2, 2, 0, is_autocast=adapter != 2 and False)
+    if precision not in AUTOCAST:
+        return Formats(4, 4, 4, 4, 4, 4, 4, 4, 0, is_autocast=False)
+    if strategy in ZERO:
+        return Formats(2, 2, 2, 2, 2, 2, 2, 4, 4, is_autocast=False)
+    is_cast = strategy != "fsdp" or software.fsdp == 1
+    frozen = 2 if software.keeps_16_bit and not software.is_stream_fp32 else 4
+    stream = frozen if is_cast else 2
+    return Formats(4, 2, frozen, 2, stream, 4, 4, 4, 0, is_autocast=is_cast)

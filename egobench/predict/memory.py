@@ -1,0 +1,210 @@
+"""The peak memory of a rank, in closed form: the largest of a few moments, each a sum of parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Final
+
+from egobench.errors import InvalidInput, Mistake, nearest
+from egobench.predict.answer import Bytes, Memory, Phase
+from egobench.predict.constants import DEFAULT, SOFTWARE, Constants
+from egobench.predict.logits import rows_per_chunk
+from egobench.predict.moments import Linear
+from egobench.predict.pieces import Choice, Pieces, pieces
+from egobench.predict.setting import Batch, Setting
+from egobench.predict.trained import ADAPTED
+
+
+def predict_memory(setting: Setting, constants: Constants = DEFAULT) -> Memory:
+    """Predict the peak of the rank with the largest micro-batch.
+
+    Raises:
+        InvalidInput: the setting has a size that is no size, or names software that is not known.
+    """
+    found, size = _pieces_of(setting, constants), _size(setting)
+    peak = _most(found.allocated, size)
+    outside = outside_bytes(setting, constants)
+    return Memory(
+        allocated_bytes=peak,
+        reserved_low_bytes=peak + outside,
+        reserved_high_bytes=max(peak, _most(found.high, size)) + outside,
+        usable_bytes=usable_bytes(setting.machine.gpu.memory_bytes, constants),
+        detail=functools.partial(_phases, found, size),
+    )
+
+
+VARYING: Final = frozenset(("dynamic", "bucketed", "packed"))
+"""Paddings that give every micro-batch a width of its own."""
+
+
+def _most(sums: tuple[Linear, ...], size: Linear) -> float:
+    _, position, image, score, supervised, chunk = size
+    return max(
+        each[0] + each[1] * position + each[2] * image + each[3] * score + each[4] * supervised + each[5] * chunk
+        for each in sums
+    )
+
+
+def outside_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:
+    """Return what a process takes of the GPU beside the allocator."""
+    return constants.context_bytes + (constants.nccl_bytes if setting.axes["gpus"] > 1 else 0.0)
+
+
+def usable_bytes(nominal_bytes: int, constants: Constants = DEFAULT) -> float:
+    """Return what a program can take of a GPU whose datasheet states so many bytes (its GB are 2**30 in truth)."""
+    return nominal_bytes * (2**30 / 1e9) * (1 - constants.unusable_share)
+
+
+def reserved_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:
+    """Return the usual counterpart of max_memory_reserved: less than the upper end of the interval."""
+    memory = predict_memory(setting, constants)
+    usual = _most(_pieces_of(setting, constants).usual, _size(setting))
+    # The allocator gives back what it holds unused before a GPU is too small.
+    room = memory.usable_bytes - outside_bytes(setting, constants)
+    return max(memory.allocated_bytes, min(room, usual))
+
+
+def largest_micro_batch(setting: Setting, constants: Constants = DEFAULT, *, must_fit: bool = False) -> int | None:
+    """Return the largest micro-batch that is not a predicted out-of-memory (or that fits); None where none is."""
+
+    def is_good(rows: int) -> bool:
+        verdict = predict_memory(with_rows(setting, rows), constants).verdict
+        return verdict == "fits" if must_fit else verdict != "predicted_oom"
+
+    if not is_good(1):
+        return None
+    low, high = 1, 2
+    while is_good(high) and high < MOST_ROWS:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_good(middle) else (low, middle)
+    return low
+
+
+MOST_ROWS: Final = 1 << 20
+
+
+def with_rows(setting: Setting, num_rows: int) -> Setting:
+    """Return the setting with micro-batches of another number of rows of the same kind."""
+    return dataclasses.replace(
+        setting,
+        axes={**setting.axes, "micro_batch_size": num_rows},
+        longest=_scaled(setting.longest, num_rows),
+        usual=_scaled(setting.usual, num_rows),
+    )
+
+
+def _scaled(batch: Batch, num_rows: int) -> Batch:
+    factor = num_rows / batch.num_rows
+    values = {field.name: getattr(batch, field.name) * factor for field in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **{**values, "num_rows": num_rows, "width": batch.width})
+
+
+def _size(setting: Setting) -> Linear:
+    batch = setting.longest
+    if (
+        batch.num_rows < 1 or batch.width < 0 or batch.num_images < 0 or batch.num_scores < 0
+        or batch.num_supervised < 0 or batch.num_real < 0
+    ):  # fmt: skip
+        raise InvalidInput([Mistake("batch", f"{batch}", "allowed: numbers from 0 up, and one row at least")])
+    chunk = min(batch.num_supervised, rows_per_chunk(setting.shape.llm.vocab))
+    positions = batch.num_rows * batch.width
+    return Linear(1.0, positions, batch.num_images, batch.num_scores, batch.num_supervised, chunk)
+
+
+_ALIKE: Final = dict.fromkeys(("flash_attention_2", "flash_attention_3", "sdpa_cudnn", "flex"), "sdpa_flash")
+"""Attention kernels that keep the same tensors, and so share their pieces."""
+
+
+def _pieces_of(setting: Setting, constants: Constants) -> Pieces:
+    axes, shape = setting.axes, setting.shape
+    method, gpus = axes["method"], axes["gpus"]
+    if setting.software not in SOFTWARE:
+        hint = nearest(setting.software, SOFTWARE)
+        what = f"'{setting.software}' is not known"
+        raise InvalidInput([Mistake("software", what, f"allowed: {', '.join(SOFTWARE)}", hint)])
+    if gpus < 1:
+        raise InvalidInput([Mistake("axes.gpus", f"{gpus} GPUs", "allowed: from 1 up")])
+    adapted = (axes["lora_rank"], axes["lora_targets"]) if method in ADAPTED else (0, "")
+    choice = Choice(
+        (method, axes["projector"], *adapted), axes["precision"], axes["strategy"], axes["sharding"], axes["offload"],
+        gpus, axes["optimizer"], axes["num_accumulation_steps"] > 1,
+        _ALIKE.get(axes["attention"], axes["attention"]),
+        _ALIKE.get(axes["vision_attention"], axes["vision_attention"]),
+        axes["checkpointing"], axes["vision_checkpointing"], axes["compile"], axes["loss"], setting.software,
+        -(-gpus // setting.machine.gpus_per_node), setting.machine.gpu.compute_capability,
+        axes["loss"] != "plain" and setting.longest.num_supervised <= rows_per_chunk(shape.llm.vocab),
+        axes["padding"] in VARYING,
+    )  # fmt: skip
+    return pieces(shape, choice, constants)
+
+
+def _phases(found: Pieces, size: Linear) -> tuple[Phase, ...]:
+    return tuple(
+        Phase(moment.name, tuple(Bytes(name, part.at(size)) for name, part in moment.parts)) for moment in found.moments
+    )
+
+
+def explain(setting: Setting, constants: Constants = DEFAULT) -> Memory:
+    """Predict the same, with every part's formula in words and figures."""
+    memory = predict_memory(setting, constants)
+    return dataclasses.replace(memory, detail=functools.partial(_explained, setting, constants))
+
+
+def _explained(setting: Setting, constants: Constants) -> tuple[Phase, ...]:
+    found, size = _pieces_of(setting, constants), _size(setting)
+    facts = _facts(setting, found)
+    return tuple(
+        Phase(moment.name, tuple(Bytes(name, part.at(size), _formula(name, part, size, facts))
+                                 for name, part in moment.parts))
+        for moment in found.moments
+    )  # fmt: skip
+
+
+_UNITS: Final = ("", "positions", "images", "scores of a head", "supervised positions", "positions of a chunk")
+
+
+def _formula(name: str, part: Linear, size: Linear, facts: Mapping[str, Any]) -> str:
+    terms = [f"{part.fixed:,.0f} B"] if part.fixed else []
+    terms += [
+        f"{number:,.0f} {unit} x {each:,.0f} B"
+        for each, number, unit in zip(part[1:], size[1:], _UNITS[1:], strict=True)
+        if each
+    ]
+    words = WORDS.get(name, "").format_map(facts)
+    return ": ".join(text for text in (words, " + ".join(terms) or "0 B") if text)
+
+
+def _facts(setting: Setting, found: Pieces) -> dict[str, Any]:
+    count, axes = found.counts, setting.axes
+    return {
+        **axes,
+        "form": found.form,
+        "trained": f"{count.trained:,.0f}",
+        "adapters": f"{count.adapters:,.0f}",
+        "frozen": f"{count.frozen_matrices:,.0f} + {count.frozen_others:,.0f}",
+        "quantised": f"{count.quantised:,.0f}",
+        "quantised_bytes": f"{found.loop.quantised_bytes:.3f}",
+    }
+
+
+WORDS: Final = {
+    "parameters": "{trained} trained x {form.trained} B, {adapters} of adapters x {form.adapter} B, {frozen} frozen x "
+    "{form.frozen_matrix} and {form.frozen_other} B, {quantised} in 4 bits x {quantised_bytes} B; {strategy} on {gpus}",
+    "optimizer states": "two moments of {trained} + {adapters} numbers, and masters; {optimizer}, {strategy}, {gpus}",
+    "gradients": "{trained} x {form.gradient} B and {adapters} x {form.adapter} B; {strategy} on {gpus}",
+    "gradients of the LLM": "of its blocks and head; {strategy} on {gpus}",
+    "gradient of the head": "whole, before it is shared out",
+    "activations of the tower": "checkpointing {checkpointing}, {vision_checkpointing} for the tower",
+    "activations of the LLM": "checkpointing {checkpointing}, attention {attention}",
+    "activations at the head": "what the last norm reads and makes",
+    "last block of the LLM": "what is computed again, and gradients while it goes back",
+    "first block of the LLM": "what it kept or computes again, and gradients while it goes back",
+    "logits": "loss {loss}",
+    "weights cast by autocast": "16-bit copies of trained weights",
+    "temporary of the update": "a copy of what is updated, where AdamW runs one kernel per operation; {optimizer}",
+}
+"""Part -> what it is."""

@@ -1,0 +1,123 @@
+"""What a rank holds: parameters, gradients, optimizer states, and what sharding gathers for a while."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Final
+
+from egobench.predict.constants import SOFTWARE
+from egobench.predict.formats import ZERO, Formats, formats
+from egobench.predict.gathered import Gathered, gathered
+from egobench.predict.numbers import Counts, counts
+from egobench.predict.shapes import ModelShape
+
+SHARDED: Final = ("fsdp", "zero3")
+EIGHT_BITS: Final = ("adamw_8bit", "adamw_8bit_paged", "adamw_8bit_torchao")
+BLOCK_SCALES: Final = 2 * 4 / 256
+"""Bytes per number of two 8-bit moments: a float for every 256 of each."""
+ZERO_BUCKET: Final = 500_000_000
+"""Numbers, DeepSpeed's default; egobench/train/strategies/zero.py."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of one rank, by the moment."""
+
+    parameters: float
+    whole: float
+    """The same without sharding."""
+    gradients: float
+    """Of everything that is trained, when the backward pass has ended."""
+    blocks_gradients: float
+    """Of the LLM's blocks and its head."""
+    head_gradient: float
+    """Of the head alone."""
+    gradients_kept: float
+    """What of them is there all the time: DDP's buckets, and sums over micro-steps. DDP adds micro-steps up beside its
+    buckets, for only the last one is told of them: both are there."""
+    moments: float
+    """And fp32 master weights, where there are any."""
+    step_temporary: float
+    casts: float
+    """16-bit copies of trained weights that autocast keeps until the forward pass has ended."""
+    tower_casts: float
+    """Of these, those of the tower's blocks."""
+    llm_casts: float
+    """Of these, those of the LLM's blocks."""
+    block_casts: float
+    head_casts: float
+    gathered: Gathered
+    buffers: float
+    """Of collectives, all the time."""
+    dequantised: float
+    """The largest 4-bit matrix, in 16 bits, while it is multiplied with."""
+
+
+def _moments(count: Counts, optimizer: str, form: Formats) -> float:
+    """Return the bytes of both moments of everything that is trained, whole."""
+    large, adapters = count.trained, count.adapters
+    if optimizer not in EIGHT_BITS:
+        adapter = form.adapter if form.moment != 4 else 4
+        return 2 * (form.moment * large + adapter * adapters)
+    wide = count.trained_embedding if optimizer != "adamw_8bit_torchao" and form.master == 0 else 0.0
+    return (large - wide + adapters) * (2 + BLOCK_SCALES) + wide * 8
+
+
+@functools.lru_cache(maxsize=65536)
+def states(
+    shape: ModelShape, method: tuple[str, str, int, str], precision: str, strategy: str, sharding: str, offload: str,
+    gpus: int, optimizer: str, is_accumulated: bool, software: str, nodes: int = 1,
+) -> States:  # fmt: skip
+    """Return what a rank holds."""
+    count, loop = counts(shape, *method), SOFTWARE[software]
+    form = formats(precision, strategy, loop)
+    shards = gpus
+    if strategy == "fsdp" and sharding == "hybrid_shard":
+        shards = max(1, gpus // max(2, nodes))
+    whole = (
+        form.trained * count.trained + form.adapter * count.adapters + form.frozen_matrix * count.frozen_matrices
+        + form.frozen_other * count.frozen_others + loop.quantised_bytes * count.quantised
+    )  # fmt: skip
+    adapter_gradient = form.adapter if form.master == 0 else form.gradient
+    gradients = form.gradient * count.trained + adapter_gradient * count.adapters
+    moments = _moments(count, optimizer, form) + form.master * (count.trained + count.adapters)
+    temporary = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
+    if optimizer != "adamw":
+        temporary = 0.0
+    head = form.gradient * count.head_trained
+    blocks = head + form.gradient * count.blocks_trained
+    per = {
+        "parameters": whole / (shards if strategy in SHARDED else 1),
+        "gradients": gradients / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
+        "blocks_gradients": blocks / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
+        "moments": moments / (shards if strategy in ("fsdp", *ZERO) else 1),
+        "step_temporary": temporary / (shards if strategy in ("fsdp", *ZERO) else 1),
+    }
+    if offload == "parameters":
+        per = dict.fromkeys(per, 0.0)
+    elif offload == "optimizer":
+        per |= {"moments": 0.0, "step_temporary": 0.0}
+    cast = 2.0 if form.is_autocast and form.trained == 4 else 0.0
+    return States(
+        **per,
+        whole=whole,
+        head_gradient=head / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
+        gradients_kept=per["gradients"] * ((strategy == "ddp") + is_accumulated),
+        casts=cast * (count.trained_blocks + count.trained_tower + count.head_trained),
+        tower_casts=cast * count.trained_tower,
+        llm_casts=cast * count.trained_blocks,
+        block_casts=cast * count.block_trained,
+        head_casts=cast * count.head_trained,
+        buffers=_buffers(count, form, strategy),
+        dequantised=form.compute * count.largest_matrix if count.quantised else 0.0,
+        gathered=gathered(count, form, strategy, sharding, shards, loop),
+    )
+
+
+def _buffers(count: Counts, form: Formats, strategy: str) -> float:
+    """Return the bytes of buffers that DeepSpeed allocates in full: stages 1 and 2 reduce out of two by turns."""
+    if strategy not in ZERO:
+        return 0.0
+    number = 1 if strategy == "zero3" else 2
+    return float(number * form.compute) * min(ZERO_BUCKET, count.trained + count.adapters)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from egobench.errors import InvalidInput
+from egobench.hardware import GPUS
+from egobench.predict.memory import explain, largest_micro_batch, predict_memory, reserved_bytes, with_rows
+from egobench.predict.setting import Batch, Machine, Setting
+from egobench.predict.shapes import LlmShape, ModelShape, TowerShape, text_only
+from egobench.spec.axes import AXES
+
+TOWER = TowerShape(hidden=1024, layers=24, heads=16, ffn=4096, image_px=448, patch_px=14, channels=3)
+LLM = LlmShape(hidden=1536, layers=28, heads=12, kv_heads=2, head_dim=128, ffn=8960, vocab=151674, is_tied=False)
+SHAPE = ModelShape(TOWER, LLM, 0.5)
+MACHINE = Machine(GPUS["A100-80GB SXM"], 8)
+
+
+def setting(shape: ModelShape = SHAPE, rows: int = 2, width: int = 1024, images: int = 4, **axes: Any) -> Setting:
+    point = {name: axis.default for name, axis in AXES.items()}
+    point |= {"precision": "bf16", "attention": "sdpa_flash", "micro_batch_size": rows, "padding": "max", **axes}
+    batch = Batch(rows, width, images * shape.tower.layers / 24, rows * 64, rows * width, rows * width**2)
+    return Setting(shape, point, batch, batch, MACHINE)
+
+
+def allocated(**more: Any) -> float:
+    return predict_memory(setting(**more)).allocated_bytes
+
+
+def part(found: Setting, moment: str, name: str) -> float:
+    phases = {phase.name: phase for phase in explain(found).phases}
+    return sum(one.num_bytes for one in phases[moment].parts if one.name == name)
+
+
+NUMBERS = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536) + 1536 + 2 * 151674 * 1536
+
+
+@pytest.mark.parametrize(
+    "axes, parameters, moments, gradients, temporary",
+    [
+        ({"precision": "fp32"}, 4, 8, 4, 4),
+        ({"precision": "bf16"}, 4, 8, 4, 4),
+        ({"precision": "bf16_pure"}, 2, 4, 2, 2),
+        ({"precision": "bf16", "optimizer": "adamw_fused"}, 4, 8, 4, 0),
+        ({"strategy": "ddp", "gpus": 4}, 4, 8, 4, 4),
+        ({"strategy": "fsdp", "gpus": 4}, 4 / 4, 8 / 4, 4 / 4, 4 / 4),
+        ({"strategy": "fsdp", "gpus": 8, "sharding": "hybrid_shard"}, 4 / 4, 8 / 4, 4 / 4, 4 / 4),
+        # 16-bit weights, fp32 masters and two moments.
+        ({"strategy": "zero1", "gpus": 4}, 2, 12 / 4, 2, 4 / 4),
+        ({"strategy": "zero2", "gpus": 4}, 2, 12 / 4, 2 / 4, 4 / 4),
+        ({"strategy": "zero3", "gpus": 4}, 2 / 4, 12 / 4, 2 / 4, 4 / 4),
+    ],
+)
+def test_states_by_hand(
+    axes: dict[str, Any], parameters: float, moments: float, gradients: float, temporary: float
+) -> None:
+    found = setting(text_only(LLM), images=0, **axes)
+    assert part(found, "optimizer", "parameters") == pytest.approx(parameters * NUMBERS)
+    assert part(found, "optimizer", "optimizer states") == pytest.approx(moments * NUMBERS)
+    assert part(found, "optimizer", "gradients") == pytest.approx(gradients * NUMBERS)
+    assert part(found, "optimizer", "temporary of the update") == pytest.approx(temporary * NUMBERS)
+
+
+def test_moments_in_8_bits_but_those_of_the_embedding() -> None:
+    found = setting(text_only(LLM), images=0, optimizer="adamw_8bit")
+    embedding = 151674 * 1536
+    wanted = (NUMBERS - embedding) * (2 + 8 / 256) + embedding * 8
+    assert part(found, "optimizer", "optimizer states") == pytest.approx(wanted)
+
+
+def test_adapters_beside_frozen_weights_by_hand() -> None:
+    found = setting(text_only(LLM), images=0, method="lora", lora_rank=8, projector="frozen")
+    ranks = 28 * 8 * (2 * (1536 + 1536) + 2 * (1536 + 256) + 3 * (1536 + 8960))
+    matrices = NUMBERS - 28 * 2 * 1536 - 1536 - 151674 * 1536  # embedding and norms keep 4 bytes
+    wanted = 2 * matrices + 4 * (NUMBERS - matrices) + 4 * ranks
+    assert part(found, "optimizer", "parameters") == pytest.approx(wanted)
+    assert part(found, "optimizer", "optimizer states") == pytest.approx(8 * ranks)
+
+
+def test_logits_of_the_plain_loss() -> None:
+    """16-bit logits, fp32 copy, log-softmax; then log-softmax, its gradient and theirs."""
+    found = setting()
+    assert part(found, "forward", "logits") == 2 * 1024 * 151674 * 10
+    assert part(found, "loss", "logits") == 2 * 1024 * 151674 * 12
+
+
+def test_checkpointing_keeps_ever_less() -> None:
+    order = ["none", "every_4", "every_2", "selective", "full"]
+    sizes = [allocated(rows=16, images=32, checkpointing=value, loss="chunked") for value in order]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_saves_memory_saves_it() -> None:
+    many: dict[str, Any] = {"rows": 16, "images": 32}
+    assert allocated(**many, attention="sdpa_flash") < allocated(**many, attention="eager")
+    assert allocated(**many, loss="chunked") < allocated(**many)
+    assert allocated(method="lora") < allocated(method="freeze") < allocated(method="full")
+    assert allocated(precision="bf16_pure") < allocated(precision="bf16") < allocated(precision="fp32")
+
+
+def test_ddp_adds_micro_steps_up_beside_its_buckets() -> None:
+    once = setting(strategy="ddp", gpus=2)
+    more = setting(strategy="ddp", gpus=2, num_accumulation_steps=2)
+    whole = part(once, "optimizer", "gradients")
+    assert part(once, "forward", "gradients") == whole
+    assert part(more, "forward", "gradients") == 2 * whole
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("method", ["full", "lora", "freeze"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16_pure"])
+def test_more_gpus_never_need_more(strategy: str, method: str, precision: str) -> None:
+    sizes = [allocated(strategy=strategy, gpus=gpus, method=method, precision=precision) for gpus in (2, 4, 8, 16, 64)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("loss", ["plain", "chunked", "fused_linear"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
+def test_a_larger_batch_never_needs_less(strategy: str, loss: str, checkpointing: str) -> None:
+    gpus = 1 if strategy == "single" else 4
+    first = setting(strategy=strategy, gpus=gpus, loss=loss, checkpointing=checkpointing, rows=1)
+    found = [predict_memory(with_rows(first, rows)) for rows in (1, 2, 3, 8, 64)]
+    assert [one.allocated_bytes for one in found] == sorted(one.allocated_bytes for one in found)
+    assert all(one.allocated_bytes < one.reserved_low_bytes <= one.reserved_high_bytes for one in found)
+
+
+def test_the_sum_of_the_parts_is_the_peak() -> None:
+    for axes in ({}, {"strategy": "fsdp", "gpus": 8}, {"method": "qlora"}, {"loss": "chunked", "attention": "eager"}):
+        memory = explain(setting(**axes))
+        assert memory.peak.total_bytes == pytest.approx(memory.allocated_bytes)
+        assert all(one.formula for one in memory.peak.parts)
+
+
+def test_twice_the_batch_is_twice_the_activations() -> None:
+    once, twice = setting(rows=2, images=4), setting(rows=4, images=8)
+    for name in ("activations of the LLM", "activations of the tower", "logits"):
+        assert part(twice, "forward", name) == pytest.approx(2 * part(once, "forward", name))
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits() -> None:
+    first = setting(rows=1, images=2)
+    fits, runs = largest_micro_batch(first, must_fit=True), largest_micro_batch(first)
+    assert fits is not None and runs is not None and fits <= runs
+    assert predict_memory(with_rows(first, fits)).verdict == "fits"
+    assert predict_memory(with_rows(first, fits + 1)).verdict == "risky"
+    assert predict_memory(with_rows(first, runs + 1)).verdict == "predicted_oom"
+    assert largest_micro_batch(dataclasses.replace(first, machine=Machine(GPUS["T4-16GB"], 1))) is None
+
+
+def test_what_is_usual_lies_in_the_interval() -> None:
+    found = setting()
+    memory = predict_memory(found)
+    assert memory.allocated_bytes <= reserved_bytes(found) <= memory.reserved_high_bytes
+
+
+@pytest.mark.parametrize("change", [{"num_rows": 0}, {"width": -1}, {"num_images": -1}, {"num_scores": -1}])
+def test_a_size_that_is_none_gets_one_error(change: dict[str, Any]) -> None:
+    found = setting()
+    with pytest.raises(InvalidInput, match="allowed: numbers from 0 up"):
+        predict_memory(dataclasses.replace(found, longest=dataclasses.replace(found.longest, **change)))
+
+
+def test_unknown_software_gets_one_error() -> None:
+    with pytest.raises(InvalidInput, match="did you mean 'torchtune'"):
+        predict_memory(dataclasses.replace(setting(), software="torchtunes"))
