@@ -67,7 +67,7 @@ def points_of_parity() -> dict[str, list[dict[str, Any]]]:
         sys.path.remove(str(ROOT / "tests" / "train"))
     defaults = {name: axis.default for name, axis in AXES.items()}
     return {
-        THIN: [defaults | dict(point) for point in matrix.thin()],
+        THIN: [defaults | dict(point) for point in [*matrix.thin(), *matrix.of_four()]],
         OTHERS: [defaults | dict(point) for point in matrix.others()],
     }
 
