@@ -3,7 +3,8 @@
     python benchmarks/predictor/compare_trace.py --out TABLE.csv matrix.yaml benchmarks/gpu_suite.yaml
 
 Both see the same micro-batch: every sample as long as the recipe allows, with one picture and 16 supervised tokens. The
-closed form is asked without the workspaces of libraries, which no trace sees. Neither needs a GPU.
+closed form is asked without the workspaces of libraries, which no trace sees. Neither needs a GPU. `--again TABLE.csv`
+asks the closed form alone, and takes what was traced from an earlier table.
 """
 
 from __future__ import annotations
@@ -125,19 +126,34 @@ def traces_of(cells: Sequence[Asked], given: argparse.Namespace) -> list[Traced]
     return [Traced.model_validate(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def row_of(asked: Asked, traced: Traced, num_blocks: int | None) -> dict[str, Any]:
-    """Return one line of the table."""
+def row_of(asked: Asked, num_blocks: int | None) -> dict[str, Any]:
+    """Return what the closed form says, as a line of the table."""
     memory = predict_memory(setting_of(asked, num_blocks), dataclasses.replace(DEFAULT, workspace_bytes=0.0))
-    row: dict[str, Any] = {"matrix": asked.matrix, "cell": asked.cell.cell_id, "reason": traced.reason}
-    row |= {"closed_bytes": round(memory.allocated_bytes), "closed_phase": memory.peak.name}
+    row: dict[str, Any] = {"matrix": asked.matrix, "cell": asked.cell.cell_id}
+    return row | {"closed_bytes": round(memory.allocated_bytes), "closed_phase": memory.peak.name}
+
+
+def traced_row(traced: Traced) -> dict[str, Any]:
+    """Return what the trace says."""
+    row: dict[str, Any] = {"reason": traced.reason}
     if traced.reason:
         return row
     largest = max(traced.phases, key=lambda phase: phase.peak_bytes)
     row |= {name: value for name, value in largest.model_dump().items() if name in FIELDS}
     names = {"loss": "loss_bytes", "backward": "backward_bytes", "optimizer": "update_bytes"}
     row |= {names[phase.name]: phase.peak_bytes for phase in traced.phases}
-    row |= {"traced_bytes": traced.peak_bytes, "phase": traced.peak_phase, "trace_s": round(traced.time_s, 1)}
-    return row | {"ratio": round(memory.allocated_bytes / traced.peak_bytes, 3)}
+    return row | {"traced_bytes": traced.peak_bytes, "phase": traced.peak_phase, "trace_s": round(traced.time_s, 1)}
+
+
+def earlier_rows(table: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what an earlier table's traces say, by matrix and cell."""
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    own = ("matrix", "cell", "closed_bytes", "closed_phase", "ratio")
+    return {
+        (row["matrix"], row["cell"]): {name: value for name, value in row.items() if value and name not in own}
+        for row in rows
+    }
 
 
 def main() -> None:
@@ -149,12 +165,20 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--limit-s", type=float, default=600)
     parser.add_argument("--blocks", type=int, help="compare both at so many blocks of tower and LLM: quicker")
+    parser.add_argument("--again", type=Path, help="a table whose traces are taken as they are")
     parser.add_argument("--only", default="", help="cells whose name has all of these words, with commas between")
     given = parser.parse_args()
     cells = [one for path in given.matrices for one in cells_of(path)]
     cells = [one for one in cells if all(word in one.cell.cell_id for word in given.only.split(","))]
-    traces = traces_of(cells, given)
-    rows = [row_of(asked, traced, given.blocks) for asked, traced in zip(cells, traces, strict=True)]
+    if given.again:
+        earlier = earlier_rows(given.again)
+        traces = [earlier.get((one.matrix, one.cell.cell_id), {"reason": "not traced yet"}) for one in cells]
+    else:
+        traces = [traced_row(traced) for traced in traces_of(cells, given)]
+    rows = [row_of(asked, given.blocks) | traced for asked, traced in zip(cells, traces, strict=True)]
+    for row in rows:
+        if not row.get("reason"):
+            row["ratio"] = round(row["closed_bytes"] / int(row["traced_bytes"]), 3)
     with given.out.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
         writer.writeheader()

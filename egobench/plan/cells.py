@@ -289,10 +289,10 @@ def _runnable(blocks: list[Block], loaded: LoadedMatrix, parents: Parents) -> tu
     reason = ""
     for verdicts in (Verdicts(block, loaded, parents) for block in blocks):
         counts = verdicts.counts()
-        reason = reason or next((mark.because for mark in counts if mark.because), "")
-        if any(not mark.because for mark in counts):
+        reason = reason or next((mark.because for mark in counts if not mark.runs), "")
+        if any(mark.runs for mark in counts):
             cells = _write(verdicts, loaded, _digests(loaded))
-            ids += itertools.islice((cell_id for cell_id, _, mark, _ in cells if not mark.because), 9)
+            ids += itertools.islice((cell_id for cell_id, _, mark, _ in cells if mark.runs), 9)
         if len(ids) > 8:
             break
     return ids, reason

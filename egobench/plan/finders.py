@@ -38,21 +38,33 @@ class Wait(NamedTuple):
 class Mark(NamedTuple):
     """What the plan knows about one point beyond its axes."""
 
-    because: str
-    """Why it is dropped; empty: it runs."""
+    dropped: str
+    """Why it is dropped for another reason than its prediction; empty: it is not."""
     drill: int | None
     """Which drill of the matrix it gets."""
     gpus: int
     wait: Wait | None = None
     forecast: Forecast | None = None
-    """None: the point is dropped for another reason than its prediction."""
+    """None: the point is dropped for another reason."""
+    is_pruned: bool = False
+    """It is predicted not to fit, and not the baseline."""
+
+    @property
+    def runs(self) -> bool:
+        """Tell whether the point is not dropped."""
+        return not self.dropped and not self.is_pruned
+
+    @property
+    def because(self) -> str:
+        """Return why the point is dropped; empty: it runs."""
+        return self.forecast.oom if self.is_pruned and self.forecast is not None else self.dropped
 
     @property
     def outcome(self) -> OutcomeName:
         """Return what the plan says of the point."""
-        if not self.because:
-            return "pending"
-        return "predicted_oom" if self.forecast is not None else "incompatible"
+        if self.is_pruned:
+            return "predicted_oom"
+        return "incompatible" if self.dropped else "pending"
 
     @property
     def trial_s(self) -> float | None:
@@ -95,8 +107,8 @@ class Finders:
         if because := _first(self._drops, index):
             return Mark(because, drill, gpus)
         forecast = self._foresight.at(index)
-        because = forecast.oom if forecast.oom and not _first(self._kept, index) else ""
-        return Mark(because, drill, gpus, forecast=forecast)
+        is_pruned = forecast.verdict == "predicted_oom" and not _first(self._kept, index)
+        return Mark("", drill, gpus, None, forecast, is_pruned)
 
 
 def _first(finders: list[Finder], index: Sequence[int]) -> str:

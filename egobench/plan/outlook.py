@@ -60,7 +60,7 @@ def _margin(found: Forecast) -> int | None:
 
 def gpu_hours(mark: Mark, trials: int) -> float | None:
     """Return what all trials of a point that runs are predicted to take."""
-    return None if mark.trial_s is None or mark.because else trials * mark.gpus * mark.trial_s / 3600
+    return None if mark.trial_s is None or not mark.runs else trials * mark.gpus * mark.trial_s / 3600
 
 
 def _whole(value: float | None) -> int | None:

@@ -140,7 +140,7 @@ def _cells_that_run(expansion: Expansion, only: Where | None, counts: Tally) -> 
         yield "No cell runs."
         yield ""
         return
-    runs = (cell for cell in expansion.cells(only) if not cell[2].because)
+    runs = (cell for cell in expansion.cells(only) if cell[2].runs)
     predicted = _SHOWN_SHORT if _is_any_predicted(counts) else ()
     rows = [_shown(expansion, cell, bool(predicted)) for cell in itertools.islice(runs, _MOST_SHOWN)]
     yield f"Runs: {_plural(num_runs, 'cell')} x {_plural(expansion.loaded.matrix.trials, 'trial')}"

@@ -139,10 +139,10 @@ class Waits:
         source = source_of(self._parents.loaded, self._block)
         parent = self._parents.mark(self._point(index, entry.parent if entry is not None else source))
         wait = Wait(number, entry.needs if entry is not None else "ok", parent.drill)
-        if mark.because or not parent.because:
+        if parent.runs or not mark.runs:
             return mark._replace(wait=wait)
         which = f"its parent ({shown(entry.parent)})" if entry is not None else "the cell that it is a variant of"
-        return mark._replace(wait=wait, because=f"{which} was dropped: {parent.because}", forecast=None)
+        return mark._replace(wait=wait, dropped=f"{which} was dropped: {parent.because}", forecast=None)
 
     def _point(self, index: Sequence[int], change: Point) -> Point:
         point = {axis: value for axis, value in self._block.fixed.items() if axis != VARIANT}

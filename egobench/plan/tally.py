@@ -78,7 +78,7 @@ def tally(counts: Mapping[Mark, int], site: Site, trials: int) -> Tally:
         ledger[mark.outcome] += count
         if mark.outcome == "incompatible":
             dropped[mark.because] += count
-        if not mark.because:
+        if mark.runs:
             sizes[mark.gpus] += count
             if mark.trial_s is not None:
                 hours[mark.gpus] = hours.get(mark.gpus, 0.0) + count * trials * mark.gpus * mark.trial_s / 3600
@@ -107,10 +107,10 @@ def _outlook(counts: Mapping[Mark, int], site: Site, hours: float) -> Outlook:
             no_verdict[found.because] += count
             continue
         verdicts[found.verdict] += count
-        if mark.trial_s is not None and not mark.because:
+        if mark.trial_s is not None and mark.runs:
             num_timed += count
             num_too_long += count if mark.trial_s > site.trial_time_limit_s else 0
-        if found.no_time and not mark.because:
+        if found.no_time and mark.runs:
             no_time[found.no_time] += count
         assumed |= dict.fromkeys([found.assumed] if found.assumed else [])
         constants |= dict.fromkeys([found.constants] if found.constants else [])

@@ -84,6 +84,8 @@ class Software:
     """FSDP cuts up a model that every rank holds whole; the peak may lie there."""
     saves_4bit_inputs: bool = False
     """Products with 4-bit matrices keep their input, which nothing reads (bitsandbytes of 2023)."""
+    sums_in_fp32: bool = False
+    """ZeRO adds micro-steps up in fp32 (`grad_accum_dtype`)."""
     quantised_bytes: float = 0.5 + 1 / 64 + 4 / (64 * 256)
     """Of a 4-bit number: nf4 with double quantisation."""
 
@@ -100,7 +102,7 @@ _GPTQ: Final[dict[str, Any]] = {"quantised_bytes": 0.5 + 2.5 / 128}
 _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=False)
 
 SOFTWARE: Final[dict[str, Software]] = {
-    "egobench": Software(aims=True),
+    "egobench": Software(aims=True, sums_in_fp32=True),
     "hf": _FMS,
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from egobench.hardware import GPUS, find_gpu
 from egobench.predict.lengths import Samples
 from egobench.predict.models import Unknown, at_px, shape_of_model
-from egobench.predict.setting import Machine, Setting
+from egobench.predict.setting import Batch, Machine, Setting
 from egobench.predict.shapes import ModelShape
 from egobench.spec.axes import MAX
 from egobench.spec.site import Site
@@ -45,10 +45,10 @@ class Surroundings:
             machine=self.machine,
         )
 
-    def least(self, setting: Setting) -> Setting:
-        """Return the same cell with the smallest largest micro-batch that its samples can come to."""
+    def least(self, setting: Setting) -> Batch:
+        """Return the smallest largest micro-batch that the samples of a cell can come to."""
         num_rows, padding = int(setting.axes["micro_batch_size"]), str(setting.axes["padding"])
-        return replace(setting, longest=self.samples(setting.axes).least(num_rows, padding))
+        return self.samples(setting.axes).least(num_rows, padding)
 
     def _at(self, axes: Mapping[str, Any]) -> tuple[ModelShape, Samples]:
         key = int(axes["image_px"]), int(axes["max_length"])

@@ -10,9 +10,7 @@ from typing import Any, Final
 from egobench.predict.answer import Memory, Time
 from egobench.predict.forecast import Forecast, Forecaster, Looked
 from egobench.predict.memory import explain as with_formulas
-from egobench.predict.memory import predict_memory
-from egobench.predict.time import predict_time, scaled
-from egobench.records.predicted import VerdictName
+from egobench.predict.time import scaled
 
 MOST_GPUS: Final = 1024
 """Up to here scaling is shown."""
@@ -24,15 +22,9 @@ class Scaled:
 
     num_gpus: int
     num_nodes: int
-    memory: Memory
-    time: Time | None
+    looked: Looked
     efficiency: float | None
     """Tokens/s of a GPU over those of a GPU in the smallest of these sizes that may fit; None: it does not fit."""
-
-    @property
-    def verdict(self) -> VerdictName:
-        """Tell whether it fits there."""
-        return self.memory.verdict
 
 
 @dataclass(frozen=True)
@@ -74,20 +66,18 @@ def explain(cell_id: str, axes: Mapping[str, Any], because: str, forecaster: For
 
 def _scaling(forecaster: Forecaster, axes: Mapping[str, Any]) -> Iterator[Scaled]:
     """Yield the cell on 1, 2, 4, ... GPUs; of one without a strategy for several, only itself."""
-    setting, figures = forecaster.look(axes).setting, forecaster.figures
+    setting = forecaster.look(axes).setting
     own = int(axes["gpus"])
     sizes = sorted({own, *(2**power for power in range(MOST_GPUS.bit_length()))})
     first: float | None = None
     for num_gpus in [own] if axes["strategy"] == "single" else sizes:
-        there = scaled(setting, num_gpus)
-        time = predict_time(there, figures.rates)
-        memory = predict_memory(there, figures.constants)
-        is_there = time is not None and memory.verdict != "predicted_oom"
-        each = time.tokens_per_s / num_gpus if time is not None and is_there else None
+        there = forecaster.look_at(scaled(setting, num_gpus))
+        is_there = there.time is not None and there.verdict != "predicted_oom"
+        each = there.time.tokens_per_s / num_gpus if there.time is not None and is_there else None
         first = each if first is None else first
         nodes = math.ceil(num_gpus / setting.machine.gpus_per_node)
         share = None if each is None or first is None else each / first
-        yield Scaled(num_gpus, nodes, memory, time, share)
+        yield Scaled(num_gpus, nodes, there, share)
 
 
 def document_of(one: Explained) -> dict[str, Any]:
@@ -142,12 +132,13 @@ def _parts_of_time(time: Time) -> dict[str, Any]:
 
 
 def _scaled(row: Scaled) -> dict[str, Any]:
+    looked = row.looked
     return {
         "num_gpus": row.num_gpus,
         "num_nodes": row.num_nodes,
-        "verdict": row.verdict,
-        "predicted_allocated_bytes": row.memory.allocated_bytes,
-        "predicted_step_time_s": None if row.time is None else row.time.step_time_s,
-        "predicted_tokens_per_s": None if row.time is None else row.time.tokens_per_s,
+        "verdict": looked.verdict,
+        "predicted_allocated_bytes": looked.memory.allocated_bytes,
+        "predicted_step_time_s": None if looked.time is None else looked.time.step_time_s,
+        "predicted_tokens_per_s": None if looked.time is None else looked.time.tokens_per_s,
         "predicted_efficiency": row.efficiency,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -12,7 +12,7 @@ from egobench.predict.answer import Memory, Time
 from egobench.predict.expected import Surroundings, surroundings_of
 from egobench.predict.figures import SHIPPED, Figures
 from egobench.predict.lengths import Samples
-from egobench.predict.memory import largest_micro_batch, predict_memory
+from egobench.predict.memory import predict_memory
 from egobench.predict.models import Unknown
 from egobench.predict.setting import Setting
 from egobench.predict.time import predict_time
@@ -52,13 +52,26 @@ class Forecast:
     predicted_low_bytes: float | None = None
     predicted_high_bytes: float | None = None
     usable_bytes: float | None = None
-    peak_phase: str = ""
-    peak_parts: str = ""
     predicted_step_time_s: float | None = None
     predicted_tokens_per_s: float | None = None
     predicted_trial_s: float | None = None
-    oom: str = ""
-    """Why the cell is not worth launching; empty: it may fit, or nobody knows."""
+    least: Memory | None = None
+    """Of a cell that cannot fit: with the shortest samples."""
+
+    @property
+    def oom(self) -> str:
+        """Return why the cell is not worth launching; empty: it may fit, or nobody knows."""
+        return "" if self.least is None else _why_not(self.least)
+
+    @property
+    def peak_phase(self) -> str:
+        """Return when the peak is reached, of a cell that cannot fit."""
+        return "" if self.least is None else self.least.peak.name
+
+    @property
+    def peak_parts(self) -> str:
+        """Return what the peak is made of, of a cell that cannot fit."""
+        return "" if self.least is None else _parts(self.least)
 
     @property
     def predicted(self) -> Predicted:
@@ -83,6 +96,22 @@ class Looked:
         if self.least.reserved_low_bytes > SURE * self.least.usable_bytes:
             return "predicted_oom"
         return "fits" if self.memory.verdict == "fits" else "risky"
+
+
+MOST_ROWS: Final = 1 << 20
+
+
+def largest(is_good: Callable[[int], bool]) -> int | None:
+    """Return the largest number that is good, where all below it are; None where not even 1 is."""
+    if not is_good(1):
+        return None
+    low, high = 1, 2
+    while high < MOST_ROWS and is_good(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_good(middle) else (low, middle)
+    return low
 
 
 def nothing(because: str) -> Forecast:
@@ -119,23 +148,24 @@ class Forecaster:
                 return nothing(because)
             looked = self.look(axes)
             around_s = around_steps_s(looked.setting, self._around.workload)
-            self._steps[key] = self._forecast(looked, axes), around_s
+            self._steps[key] = self._forecast(looked, axes, around_s), around_s
+            return self._steps[key][0]
         forecast, around_s = self._steps[key]
-        step_s = forecast.predicted_step_time_s
-        if step_s is None:
-            return forecast
-        return replace(forecast, predicted_trial_s=around_s + int(axes["num_steps"]) * step_s)
+        return replace(forecast, predicted_trial_s=_trial_s(forecast.predicted_step_time_s, around_s, axes))
 
     def look(self, axes: Mapping[str, Any]) -> Looked:
         """Predict a cell in all its parts."""
         setting = self._around.setting(axes)
         if axes["micro_batch_size"] == MAX:
             setting = self._around.setting(axes, self.largest(axes) or 1)
+        return self.look_at(setting)
+
+    def look_at(self, setting: Setting, *, is_timed: bool = True) -> Looked:
+        """Predict a setting of this workload in all its parts."""
         memory = predict_memory(setting, self.figures.constants)
-        least_setting = self._around.least(setting)
-        same = least_setting.longest == setting.longest
-        least = memory if same else predict_memory(least_setting, self.figures.constants)
-        return Looked(setting, memory, least, predict_time(setting, self.figures.rates))
+        batch = self._around.least(setting)
+        least = memory if batch == setting.longest else predict_memory(setting, self.figures.constants, batch)
+        return Looked(setting, memory, least, predict_time(setting, self.figures.rates) if is_timed else None)
 
     def samples(self, axes: Mapping[str, Any]) -> Samples:
         """Return the training samples as a cell sees them."""
@@ -143,12 +173,16 @@ class Forecaster:
 
     def largest(self, axes: Mapping[str, Any], *, must_fit: bool = True) -> int | None:
         """Return the largest micro-batch of a cell that fits for certain (or: that may fit); None: not even one."""
-        setting = self._around.setting(axes, 1)
-        return largest_micro_batch(setting, self.figures.constants, must_fit=must_fit)
 
-    def _forecast(self, looked: Looked, axes: Mapping[str, Any]) -> Forecast:
+        def is_good(num_rows: int) -> bool:
+            verdict = self.look_at(self._around.setting(axes, num_rows), is_timed=False).verdict
+            return verdict == "fits" if must_fit else verdict != "predicted_oom"
+
+        return largest(is_good)
+
+    def _forecast(self, looked: Looked, axes: Mapping[str, Any], around_s: float) -> Forecast:
         memory, least, time, verdict = looked.memory, looked.least, looked.time, looked.verdict
-        samples, is_pruned = self._around.samples(axes), verdict == "predicted_oom"
+        samples = self._around.samples(axes)
         return Forecast(
             verdict=verdict,
             no_time="" if time is not None else _NO_TIME,
@@ -161,12 +195,15 @@ class Forecaster:
             predicted_low_bytes=least.reserved_low_bytes,
             predicted_high_bytes=max(memory.reserved_high_bytes, least.reserved_low_bytes),
             usable_bytes=memory.usable_bytes,
-            peak_phase=least.peak.name if is_pruned else "",
-            peak_parts=_parts(least) if is_pruned else "",
             predicted_step_time_s=None if time is None else time.step_time_s,
             predicted_tokens_per_s=None if time is None else time.tokens_per_s,
-            oom=_why_not(least) if is_pruned else "",
+            predicted_trial_s=_trial_s(None if time is None else time.step_time_s, around_s, axes),
+            least=least if verdict == "predicted_oom" else None,
         )
+
+
+def _trial_s(step_time_s: float | None, around_s: float, axes: Mapping[str, Any]) -> float | None:
+    return None if step_time_s is None else around_s + int(axes["num_steps"]) * step_time_s
 
 
 def _refusal(axes: Mapping[str, Any], samples: Samples) -> str:

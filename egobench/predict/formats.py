@@ -27,7 +27,7 @@ class Formats:
     gradient: int
     moment: int
     master: int
-    """A copy that the optimizer updates beside 16-bit weights; 0: none."""
+    """A copy that the optimizer updates beside the weights, which ZeRO has beside fp32 ones too; 0: none."""
     is_autocast: bool
     """Weights and inputs are cast at every product."""
 
@@ -39,7 +39,7 @@ def formats(precision: str, strategy: str, software: Software) -> Formats:
         frozen = 4 if software.is_stream_fp32 else 2
         return Formats(2, 2, frozen, 2, frozen, adapter, 2, 2, 0, is_autocast=adapter != 2 and False)
     if precision not in AUTOCAST:
-        return Formats(4, 4, 4, 4, 4, 4, 4, 4, 0, is_autocast=False)
+        return Formats(4, 4, 4, 4, 4, 4, 4, 4, 4 if strategy in ZERO else 0, is_autocast=False)
     if strategy in ZERO:
         return Formats(2, 2, 2, 2, 2, 2, 2, 4, 4, is_autocast=False)
     is_cast = strategy != "fsdp" or software.fsdp == 1

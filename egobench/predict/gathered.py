@@ -35,8 +35,8 @@ class Gathered:
 
     @property
     def is_any(self) -> bool:
-        """Tell whether anything is sharded at all."""
-        return self.last > 0
+        """Tell whether weights are sharded at all."""
+        return self.forward > 0
 
 
 def gathered(count: Counts, form: Formats, strategy: str, sharding: str, shards: int, loop: Software) -> Gathered:
@@ -72,7 +72,7 @@ def _fully_sharded(count: Counts, form: Formats, sharding: str, loop: Software) 
     back = max(2 * block, kept) + wide * count.block_trained + root
     return Gathered(
         forward=max(head, kept),
-        received=head,
+        received=head + wide * count.block,  # the block before it stays until the head has been copied out
         head=kept + (reducing * count.head_trained if count.head_trained and not is_tied else head + root),
         last=back + 4.0 * max(count.block_trained, 0.0 if is_tied else count.head_trained),
         first=back + 4.0 * count.block_trained,

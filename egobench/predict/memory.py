@@ -17,13 +17,14 @@ from egobench.predict.setting import Batch, Setting
 from egobench.predict.trained import ADAPTED
 
 
-def predict_memory(setting: Setting, constants: Constants = DEFAULT) -> Memory:
-    """Predict the peak of the rank with the largest micro-batch.
+def predict_memory(setting: Setting, constants: Constants = DEFAULT, batch: Batch | None = None) -> Memory:
+    """Predict the peak of the rank with the largest micro-batch; `batch`: of a rank with this one.
 
     Raises:
         InvalidInput: the setting has a size that is no size, or names software that is not known.
     """
-    found, size = _pieces_of(setting, constants), _size(setting)
+    largest = batch or setting.longest
+    found, size = _pieces_of(setting, constants, largest), _size(setting, largest)
     peak = _most(found.allocated, size)
     outside = outside_bytes(setting, constants)
     return Memory(
@@ -60,51 +61,14 @@ def usable_bytes(nominal_bytes: int, constants: Constants = DEFAULT) -> float:
 def reserved_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:
     """Return the usual counterpart of max_memory_reserved: less than the upper end of the interval."""
     memory = predict_memory(setting, constants)
-    usual = _most(_pieces_of(setting, constants).usual, _size(setting))
+    batch = setting.longest
+    usual = _most(_pieces_of(setting, constants, batch).usual, _size(setting, batch))
     # The allocator gives back what it holds unused before a GPU is too small.
     room = memory.usable_bytes - outside_bytes(setting, constants)
     return max(memory.allocated_bytes, min(room, usual))
 
 
-def largest_micro_batch(setting: Setting, constants: Constants = DEFAULT, *, must_fit: bool = False) -> int | None:
-    """Return the largest micro-batch that is not a predicted out-of-memory (or that fits); None where none is."""
-
-    def is_good(rows: int) -> bool:
-        verdict = predict_memory(with_rows(setting, rows), constants).verdict
-        return verdict == "fits" if must_fit else verdict != "predicted_oom"
-
-    if not is_good(1):
-        return None
-    low, high = 1, 2
-    while is_good(high) and high < MOST_ROWS:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if is_good(middle) else (low, middle)
-    return low
-
-
-MOST_ROWS: Final = 1 << 20
-
-
-def with_rows(setting: Setting, num_rows: int) -> Setting:
-    """Return the setting with micro-batches of another number of rows of the same kind."""
-    return dataclasses.replace(
-        setting,
-        axes={**setting.axes, "micro_batch_size": num_rows},
-        longest=_scaled(setting.longest, num_rows),
-        usual=_scaled(setting.usual, num_rows),
-    )
-
-
-def _scaled(batch: Batch, num_rows: int) -> Batch:
-    factor = num_rows / batch.num_rows
-    values = {field.name: getattr(batch, field.name) * factor for field in dataclasses.fields(batch)}
-    return dataclasses.replace(batch, **{**values, "num_rows": num_rows, "width": batch.width})
-
-
-def _size(setting: Setting) -> Linear:
-    batch = setting.longest
+def _size(setting: Setting, batch: Batch) -> Linear:
     if (
         batch.num_rows < 1 or batch.width < 0 or batch.num_images < 0 or batch.num_scores < 0
         or batch.num_supervised < 0 or batch.num_real < 0
@@ -119,7 +83,7 @@ _ALIKE: Final = dict.fromkeys(("flash_attention_2", "flash_attention_3", "sdpa_c
 """Attention kernels that keep the same tensors, and so share their pieces."""
 
 
-def _pieces_of(setting: Setting, constants: Constants) -> Pieces:
+def _pieces_of(setting: Setting, constants: Constants, batch: Batch) -> Pieces:
     axes, shape = setting.axes, setting.shape
     method, gpus = axes["method"], axes["gpus"]
     if setting.software not in SOFTWARE:
@@ -136,7 +100,7 @@ def _pieces_of(setting: Setting, constants: Constants) -> Pieces:
         _ALIKE.get(axes["vision_attention"], axes["vision_attention"]),
         axes["checkpointing"], axes["vision_checkpointing"], axes["compile"], axes["loss"], setting.software,
         -(-gpus // setting.machine.gpus_per_node), setting.machine.gpu.compute_capability,
-        axes["loss"] != "plain" and setting.longest.num_supervised <= rows_per_chunk(shape.llm.vocab),
+        axes["loss"] != "plain" and batch.num_supervised <= rows_per_chunk(shape.llm.vocab),
         axes["padding"] in VARYING,
     )  # fmt: skip
     return pieces(shape, choice, constants)
@@ -155,7 +119,8 @@ def explain(setting: Setting, constants: Constants = DEFAULT) -> Memory:
 
 
 def _explained(setting: Setting, constants: Constants) -> tuple[Phase, ...]:
-    found, size = _pieces_of(setting, constants), _size(setting)
+    batch = setting.longest
+    found, size = _pieces_of(setting, constants, batch), _size(setting, batch)
     facts = _facts(setting, found)
     return tuple(
         Phase(moment.name, tuple(Bytes(name, part.at(size), _formula(name, part, size, facts))

@@ -112,7 +112,7 @@ def _draw_scaling(panel: Axes, one: Explained) -> None:
     panel.axhline(100, color="#767676", linestyle=":")
     panel.plot(sizes, shares, color=_COLOURS[0], marker="o", markersize=3)
     for row, share in zip(rows, shares, strict=True):
-        speed = row.time.tokens_per_s if row.time is not None else 0.0
+        speed = row.looked.time.tokens_per_s if row.looked.time is not None else 0.0
         panel.annotate(f"{speed:,.0f}", (row.num_gpus, share), xytext=(0, 6), textcoords="offset points", ha="center",
                        fontsize=7)  # fmt: skip
     panel.set_xscale("log", base=2)

@@ -144,10 +144,7 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
 
 
 def _sum(parts: Iterable[Linear]) -> Linear:
-    a = b = c = d = e = f = 0.0
-    for part in parts:
-        a, b, c, d, e, f = a + part[0], b + part[1], c + part[2], d + part[3], e + part[4], f + part[5]
-    return Linear(a, b, c, d, e, f)
+    return Linear(*map(sum, zip(*parts, strict=True)))
 
 
 def _largest(sums: Iterable[Linear]) -> tuple[Linear, ...]:

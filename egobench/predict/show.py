@@ -35,7 +35,7 @@ def print_explained(one: Explained, console: Console) -> None:
         console.print(_time_table(one.time))
     if len(one.scaling) > 1:
         console.print(_scaling_table(one))
-        if any(row.time is None for row in one.scaling) and one.time is not None:
+        if any(row.looked.time is None for row in one.scaling) and one.time is not None:
             console.print(Text("no time over several nodes: the site states no network_gb_per_s"))
 
 
@@ -143,12 +143,12 @@ def _scaling_table(one: Explained) -> Table:
     for header in ("GPUs", "nodes", "predicted", "allocated GiB", "step", "tokens/s", "efficiency"):
         table.add_column(header, justify="left" if header == "predicted" else "right")
     for row in one.scaling:
-        time = row.time
+        looked, time = row.looked, row.looked.time
         table.add_row(
             f"{row.num_gpus:,}{' *' if row.num_gpus == int(one.axes['gpus']) else ''}",
             f"{row.num_nodes:,}",
-            Text(row.verdict, style=_STYLES[row.verdict]),
-            f"{row.memory.allocated_bytes / _GIB:.1f}",
+            Text(looked.verdict, style=_STYLES[looked.verdict]),
+            f"{looked.memory.allocated_bytes / _GIB:.1f}",
             "" if time is None else format_seconds(time.step_time_s),
             "" if time is None else format_count(round(time.tokens_per_s)),
             "" if row.efficiency is None else f"{100 * row.efficiency:.0f} %",

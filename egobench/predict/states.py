@@ -10,14 +10,13 @@ from egobench.predict.constants import SOFTWARE
 from egobench.predict.formats import ZERO, Formats, formats
 from egobench.predict.gathered import Gathered, gathered
 from egobench.predict.numbers import Counts, counts
+from egobench.predict.reduced import BUCKET, pieces_of_a_rank, reduced
 from egobench.predict.shapes import ModelShape
 
 SHARDED: Final = ("fsdp", "zero3")
 EIGHT_BITS: Final = ("adamw_8bit", "adamw_8bit_paged", "adamw_8bit_torchao")
 BLOCK_SCALES: Final = 2 * 4 / 256
 """Bytes per number of two 8-bit moments: a float for every 256 of each."""
-ZERO_BUCKET: Final = 500_000_000
-"""Numbers, DeepSpeed's default; egobench/train/strategies/zero.py."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class States:
     head_casts: float
     gathered: Gathered
     buffers: float
-    """Of collectives, all the time."""
+    """Of collectives, all the time: stage 3 reduces out of one."""
     dequantised: float
     """The largest 4-bit matrix, in 16 bits, while it is multiplied with."""
 
@@ -85,6 +84,13 @@ def states(
     temporary = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
     if optimizer != "adamw":
         temporary = 0.0
+    updated = count.trained + count.adapters
+    is_summed = is_accumulated and strategy in ZERO and form.gradient == 2 and loop.sums_in_fp32
+    if is_summed:
+        gradients = 4 * updated
+    is_in_pieces = strategy == "zero2" and not is_summed
+    if strategy in ZERO and (is_in_pieces or strategy != "zero2"):
+        temporary += 4 * updated  # they are copied into one fp32 tensor
     head = form.gradient * count.head_trained
     blocks = head + form.gradient * count.blocks_trained
     per = {
@@ -94,11 +100,14 @@ def states(
         "moments": moments / (shards if strategy in ("fsdp", *ZERO) else 1),
         "step_temporary": temporary / (shards if strategy in ("fsdp", *ZERO) else 1),
     }
+    if is_in_pieces:
+        per["gradients"] = form.gradient * pieces_of_a_rank(count, shards)
     if offload == "parameters":
         per = dict.fromkeys(per, 0.0)
     elif offload == "optimizer":
         per |= {"moments": 0.0, "step_temporary": 0.0}
     cast = 2.0 if form.is_autocast and form.trained == 4 else 0.0
+    own = per["gradients"] if is_in_pieces and is_accumulated else 0.0
     return States(
         **per,
         whole=whole,
@@ -109,15 +118,9 @@ def states(
         llm_casts=cast * count.trained_blocks,
         block_casts=cast * count.block_trained,
         head_casts=cast * count.head_trained,
-        buffers=_buffers(count, form, strategy),
+        buffers=float(form.compute) * min(BUCKET, updated) if strategy == "zero3" else 0.0,
         dequantised=form.compute * count.largest_matrix if count.quantised else 0.0,
-        gathered=gathered(count, form, strategy, sharding, shards, loop),
+        gathered=reduced(count, form, own, shards, is_summed)
+        if strategy in ("zero1", "zero2")
+        else gathered(count, form, strategy, sharding, shards, loop),
     )
-
-
-def _buffers(count: Counts, form: Formats, strategy: str) -> float:
-    """Return the bytes of buffers that DeepSpeed allocates in full: stages 1 and 2 reduce out of two by turns."""
-    if strategy not in ZERO:
-        return 0.0
-    number = 1 if strategy == "zero3" else 2
-    return float(number * form.compute) * min(ZERO_BUCKET, count.trained + count.adapters)

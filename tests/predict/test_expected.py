@@ -46,7 +46,7 @@ def test_without_lengths_every_sample_is_as_long_as_it_may_be() -> None:
     around = surroundings_of(workload(), site(), HERE)
     assert not isinstance(around, Unknown)
     assert "512 tokens" in around.samples(axes(workload())).assumed
-    least = around.least(found).longest
+    least = around.least(found)
     assert (least.width, least.num_supervised) == (256 + LEAST_TEXT, 2)
 
 
@@ -54,7 +54,7 @@ def test_padding_to_the_maximum_is_certain() -> None:
     around = surroundings_of(workload(), site(), HERE)
     assert not isinstance(around, Unknown)
     found = around.setting(axes(workload(), padding="max"))
-    assert around.least(found).longest.width == found.longest.width == 512
+    assert around.least(found).width == found.longest.width == 512
 
 
 def test_measured_lengths() -> None:

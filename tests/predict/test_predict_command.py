@@ -19,6 +19,7 @@ from egobench.predict.command import choose, explain_cell, predict_command
 from egobench.predict.explain import MOST_GPUS, Explained
 from egobench.predict.figures import SHIPPED, figures_for
 from egobench.predict.fit import calibrate_command
+from egobench.predict.forecast import largest
 from egobench.predict.measured import observations_of, read_measured
 from egobench.records.measures import Measures
 from egobench.records.outcome import Outcome
@@ -49,15 +50,24 @@ def test_the_waterfall_adds_up(explained: Explained) -> None:
     assert 2 <= explained.largest <= explained.largest_perhaps
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 37, 64])
+def test_the_largest_is_the_last_that_is_good(number: int) -> None:
+    assert largest(lambda rows: rows <= number) == number
+    assert largest(lambda rows: False) is None
+
+
 def test_scaling_reaches_a_thousand_gpus(explained: Explained) -> None:
     sizes = [row.num_gpus for row in explained.scaling]
     assert sizes == [2**power for power in range(11)] and sizes[-1] == MOST_GPUS
     assert [row.num_nodes for row in explained.scaling][-1] == 128
     shares = [row.efficiency for row in explained.scaling]
-    assert explained.scaling[0].verdict == "predicted_oom" and explained.scaling[-1].verdict == "fits"
+    verdicts = [row.looked.verdict for row in explained.scaling]
+    assert verdicts[0] == "predicted_oom" and verdicts[-1] == "fits"
+    own = int(explained.axes["gpus"])
+    assert verdicts[sizes.index(own)] == explained.forecast.verdict
     assert shares[0] is None and next(share for share in shares if share is not None) == 1
     assert shares[-1] is not None and 0.5 < shares[-1] < 1.5
-    allocated = [row.memory.allocated_bytes for row in explained.scaling]
+    allocated = [row.looked.memory.allocated_bytes for row in explained.scaling]
     assert allocated == sorted(allocated, reverse=True)
 
 
