@@ -16,16 +16,21 @@ BUCKET: Final = 500_000_000
 """Numbers, DeepSpeed's default; egobench/train/strategies/zero.py."""
 
 
-def reduced(count: Counts, form: Formats, own_gradients: float, num_shards: int, is_cast: bool) -> Gathered:
+def reduced(
+    count: Counts, form: Formats, own_gradients: float, num_shards: int, is_cast: bool, *, has_buffers: bool
+) -> Gathered:
     """Return it by the moment.
 
     Two buffers come with the first gradient. A bucket is copied whole when it is reduced; a gradient larger than a
     bucket bypasses it, and is copied alone. `own_gradients`: of this rank, while they are added to those of earlier
-    micro-steps; `is_cast`: they are cast to fp32 before.
+    micro-steps; `is_cast`: they are cast to fp32 before; `has_buffers`: unless those are there anyway.
     """
     wide, total = float(form.compute), count.trained + count.adapters
     embedding, head = _ends(count)
-    buffers, tied = 2 * wide * min(BUCKET, total), wide * count.head_trained if count.embedding == 0 else 0.0
+    buffers, tied = (
+        2 * wide * min(BUCKET, total) * has_buffers,
+        wide * count.head_trained if count.embedding == 0 else 0.0,
+    )
     copied = wide * min(BUCKET, count.blocks_trained + head) if total > BUCKET else 0.0
     cast = 4.0 * min(max(embedding, head, count.largest_matrix), total / num_shards) if is_cast else 0.0
     if embedding > BUCKET:

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Final
 
-from egobench.predict.constants import SOFTWARE
+from egobench.predict.constants import SOFTWARE, Software
 from egobench.predict.formats import ZERO, Formats, formats
 from egobench.predict.gathered import Gathered, gathered
 from egobench.predict.numbers import Counts, counts
@@ -34,7 +34,7 @@ class States:
     """Of the head alone."""
     gradients_kept: float
     """What of them is there all the time: DDP's buckets, and sums over micro-steps. DDP adds micro-steps up beside its
-    buckets, for only the last one is told of them: both are there."""
+    buckets, for only the last one is told of them: both are there. ZeRO-3 has room for its share from the start."""
     moments: float
     """And fp32 master weights, where there are any."""
     step_temporary: float
@@ -48,7 +48,7 @@ class States:
     head_casts: float
     gathered: Gathered
     buffers: float
-    """Of collectives, all the time: stage 3 reduces out of one."""
+    """Of collectives, all the time."""
     dequantised: float
     """The largest 4-bit matrix, in 16 bits, while it is multiplied with."""
 
@@ -63,6 +63,14 @@ def _moments(count: Counts, optimizer: str, form: Formats) -> float:
     return (large - wide + adapters) * (2 + BLOCK_SCALES) + wide * 8
 
 
+def _weights(count: Counts, form: Formats, loop: Software) -> float:
+    """Return the bytes of all weights, whole."""
+    return (
+        form.trained * count.trained + form.adapter * count.adapters + form.frozen_matrix * count.frozen_matrices
+        + form.frozen_other * count.frozen_others + loop.quantised_bytes * count.quantised
+    )  # fmt: skip
+
+
 @functools.lru_cache(maxsize=65536)
 def states(
     shape: ModelShape, method: tuple[str, str, int, str], precision: str, strategy: str, sharding: str, offload: str,
@@ -71,34 +79,32 @@ def states(
     """Return what a rank holds."""
     count, loop = counts(shape, *method), SOFTWARE[software]
     form = formats(precision, strategy, loop)
-    shards = gpus
-    if strategy == "fsdp" and sharding == "hybrid_shard":
-        shards = max(1, gpus // max(2, nodes))
-    whole = (
-        form.trained * count.trained + form.adapter * count.adapters + form.frozen_matrix * count.frozen_matrices
-        + form.frozen_other * count.frozen_others + loop.quantised_bytes * count.quantised
-    )  # fmt: skip
+    is_hybrid = strategy == "fsdp" and sharding == "hybrid_shard"
+    shards, whole = max(1, gpus // max(2, nodes)) if is_hybrid else gpus, _weights(count, form, loop)
     adapter_gradient = form.adapter if form.master == 0 else form.gradient
     gradients = form.gradient * count.trained + adapter_gradient * count.adapters
     moments = _moments(count, optimizer, form) + form.master * (count.trained + count.adapters)
     temporary = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
     if optimizer != "adamw":
         temporary = 0.0
-    updated = count.trained + count.adapters
+    updated, is_split = count.trained + count.adapters, strategy in ("fsdp", *ZERO)
     is_summed = is_accumulated and strategy in ZERO and form.gradient == 2 and loop.sums_in_fp32
+    # Stage 1 is stage 2 without its name, but that micro-steps add up in all gradients, beside those of 16 bits.
+    is_whole = strategy == "zero1" and is_accumulated
     if is_summed:
-        gradients = 4 * updated
-    is_in_pieces = strategy == "zero2" and not is_summed
-    if strategy in ZERO and (is_in_pieces or strategy != "zero2"):
+        gradients = (6 if is_whole else 4) * updated
+    is_in_pieces = strategy in ("zero1", "zero2") and not is_summed and not is_whole
+    if strategy in ZERO and (strategy != "zero2" or not is_summed):
         temporary += 4 * updated  # they are copied into one fp32 tensor
     head = form.gradient * count.head_trained
     blocks = head + form.gradient * count.blocks_trained
+    split, split_gradients = (shards if is_split else 1), (shards if is_split and not is_whole else 1)
     per = {
         "parameters": whole / (shards if strategy in SHARDED else 1),
-        "gradients": gradients / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
-        "blocks_gradients": blocks / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
-        "moments": moments / (shards if strategy in ("fsdp", *ZERO) else 1),
-        "step_temporary": temporary / (shards if strategy in ("fsdp", *ZERO) else 1),
+        "gradients": gradients / split_gradients,
+        "blocks_gradients": blocks / split_gradients,
+        "moments": moments / split,
+        "step_temporary": temporary / split,
     }
     if is_in_pieces:
         per["gradients"] = form.gradient * pieces_of_a_rank(count, shards)
@@ -107,20 +113,21 @@ def states(
     elif offload == "optimizer":
         per |= {"moments": 0.0, "step_temporary": 0.0}
     cast = 2.0 if form.is_autocast and form.trained == 4 else 0.0
+    is_buffered = is_whole and form.gradient == 4  # its buffers stay from one micro-step to the next
     own = per["gradients"] if is_in_pieces and is_accumulated else 0.0
     return States(
         **per,
         whole=whole,
-        head_gradient=head / (shards if strategy in ("fsdp", "zero2", "zero3") else 1),
-        gradients_kept=per["gradients"] * ((strategy == "ddp") + is_accumulated),
+        head_gradient=head / split_gradients,
+        gradients_kept=per["gradients"] * (strategy == "zero3" or (strategy == "ddp") + is_accumulated),
         casts=cast * (count.trained_blocks + count.trained_tower + count.head_trained),
         tower_casts=cast * count.trained_tower,
         llm_casts=cast * count.trained_blocks,
         block_casts=cast * count.block_trained,
         head_casts=cast * count.head_trained,
-        buffers=float(form.compute) * min(BUCKET, updated) if strategy == "zero3" else 0.0,
+        buffers=form.compute * min(BUCKET, updated) * float((strategy == "zero3") + 2 * is_buffered),
         dequantised=form.compute * count.largest_matrix if count.quantised else 0.0,
-        gathered=reduced(count, form, own, shards, is_summed)
+        gathered=reduced(count, form, own, shards, is_summed, has_buffers=not is_buffered)
         if strategy in ("zero1", "zero2")
         else gathered(count, form, strategy, sharding, shards, loop),
     )

@@ -49,7 +49,8 @@ NUMBERS = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536) +
         ({"strategy": "fsdp", "gpus": 8, "sharding": "hybrid_shard"}, 4 / 4, 8 / 4, 4 / 4, 4 / 4),
         # 16-bit weights, fp32 masters and two moments.
         # AdamW's copy of them, and one fp32 tensor of all gradients of a rank.
-        ({"strategy": "zero1", "gpus": 4}, 2, 12 / 4, 2, 8 / 4),
+        ({"strategy": "zero1", "gpus": 4}, 2, 12 / 4, 2 / 4, 8 / 4),
+        ({"strategy": "zero1", "gpus": 4, "num_accumulation_steps": 2}, 2, 12 / 4, 4 + 2, 8 / 4),
         ({"strategy": "zero2", "gpus": 4}, 2, 12 / 4, 2 / 4, 8 / 4),
         ({"strategy": "zero3", "gpus": 4}, 2 / 4, 12 / 4, 2 / 4, 8 / 4),
         ({"strategy": "zero3", "gpus": 4, "precision": "fp32"}, 4 / 4, 12 / 4, 4 / 4, 8 / 4),
