@@ -4,7 +4,7 @@
 
 Both see the same micro-batch: every sample as long as the recipe allows, with one picture and 16 supervised tokens. The
 closed form is asked without the workspaces of libraries, which no trace sees. Neither needs a GPU. `--again TABLE.csv`
-asks the closed form alone, and takes what was traced from an earlier table.
+takes what was traced from an earlier table, and traces the rest; with `--limit-s 0` it asks the closed form alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from egobench.spec.matrix import load_matrix
 NUM_SUPERVISED: Final = 16
 """Of each sample: an answer of a few words."""
 GPU: Final = "A100-80GB SXM"
+NOT_YET: Final = "not traced yet"
 FIELDS: Final = (
     "matrix", "cell", "closed_bytes", "traced_bytes", "ratio", "phase", "closed_phase", "parameters_bytes",
     "gradients_bytes", "optimizer_bytes", "activations_bytes", "other_bytes", "loss_bytes", "backward_bytes",
@@ -153,6 +154,7 @@ def earlier_rows(table: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {
         (row["matrix"], row["cell"]): {name: value for name, value in row.items() if value and name not in own}
         for row in rows
+        if row["reason"] != NOT_YET
     }
 
 
@@ -170,12 +172,14 @@ def main() -> None:
     given = parser.parse_args()
     cells = [one for path in given.matrices for one in cells_of(path)]
     cells = [one for one in cells if all(word in one.cell.cell_id for word in given.only.split(","))]
-    if given.again:
-        earlier = earlier_rows(given.again)
-        traces = [earlier.get((one.matrix, one.cell.cell_id), {"reason": "not traced yet"}) for one in cells]
-    else:
-        traces = [traced_row(traced) for traced in traces_of(cells, given)]
-    rows = [row_of(asked, given.blocks) | traced for asked, traced in zip(cells, traces, strict=True)]
+    traces = earlier_rows(given.again) if given.again else {}
+    rest = [one for one in cells if (one.matrix, one.cell.cell_id) not in traces]
+    if given.limit_s:
+        for asked, traced in zip(rest, traces_of(rest, given), strict=True):
+            traces[asked.matrix, asked.cell.cell_id] = traced_row(traced)
+    rows = [
+        row_of(one, given.blocks) | traces.get((one.matrix, one.cell.cell_id), {"reason": NOT_YET}) for one in cells
+    ]
     for row in rows:
         if not row.get("reason"):
             row["ratio"] = round(row["closed_bytes"] / int(row["traced_bytes"]), 3)
