@@ -33,8 +33,7 @@ class States:
     head_gradient: float
     """Of the head alone."""
     gradients_kept: float
-    """What of them is there all the time: DDP's buckets, and sums over micro-steps. DDP adds micro-steps up beside its
-    buckets, for only the last one is told of them: both are there. ZeRO-3 has room for its share from the start."""
+    """What of them is there all the time: DDP's buckets, sums over micro-steps; ZeRO-3 has room from the start."""
     moments: float
     """And fp32 master weights, where there are any."""
     step_temporary: float
@@ -119,7 +118,7 @@ def states(
         **per,
         whole=whole,
         head_gradient=head / split_gradients,
-        gradients_kept=per["gradients"] * (strategy == "zero3" or (strategy == "ddp") + is_accumulated),
+        gradients_kept=per["gradients"] * (strategy in ("ddp", "zero3") or is_accumulated),
         casts=cast * (count.trained_blocks + count.trained_tower + count.head_trained),
         tower_casts=cast * count.trained_tower,
         llm_casts=cast * count.trained_blocks,

@@ -83,6 +83,7 @@ class Watch:
         if work.trial.cell.axes["strategy"] == "zero3":
             self._micro_steps(work, dealt, 1)  # it learns in its first update in which order to gather ahead
             work.strategy.update(work.trial.cell.workload.recipe.max_grad_norm)
+        dry_run.settle(work, dealt)
         self._label(work)
         gc.collect()
         self.storages.log.mark("measured")

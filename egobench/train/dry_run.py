@@ -45,6 +45,13 @@ def run(work: Assembled, dealt: Dealt, *, is_last: bool) -> None:
         work.strategy.backward(loss / dealt.global_supervised_tokens)
 
 
+def settle(work: Assembled, dealt: Dealt) -> None:
+    """Have a small micro-batch make what stays, where a strategy takes some passes to make it; all ranks together."""
+    for _ in range(work.strategy.num_settling_passes):
+        run(work, dealt, is_last=True)
+        work.strategy.forget()
+
+
 def run_micro_steps(work: Assembled, dealt: Dealt, *, alone: bool = False) -> None:
     """Run what of an update takes most memory, before gradients are used; the caller has them forgotten.
 

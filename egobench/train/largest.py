@@ -201,8 +201,10 @@ class _Tries:
 
     def settle(self) -> None:
         """Have one sample make everything that stays: DDP's gradients, library handles, communicators."""
+        dealt = self._work.feed.gathered(self._orders[0][:1])
         try:
-            dry_run.run_micro_steps(self._work, self._work.feed.gathered(self._orders[0][:1]))
+            dry_run.settle(self._work, dealt)
+            dry_run.run_micro_steps(self._work, dealt)
         except RuntimeError as error:
             self._explain(error, 1)
             raise

@@ -108,12 +108,12 @@ def test_what_saves_memory_saves_it() -> None:
     assert allocated(precision="bf16_pure") < allocated(precision="bf16") < allocated(precision="fp32")
 
 
-def test_ddp_adds_micro_steps_up_beside_its_buckets() -> None:
+def test_ddp_adds_micro_steps_up_in_its_buckets() -> None:
     once = setting(strategy="ddp", gpus=2)
     more = setting(strategy="ddp", gpus=2, num_accumulation_steps=2)
     whole = part(once, "optimizer", "gradients")
     assert part(once, "forward", "gradients") == whole
-    assert part(more, "forward", "gradients") == 2 * whole
+    assert part(more, "forward", "gradients") == whole
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero2", "zero3"])

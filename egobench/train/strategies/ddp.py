@@ -4,6 +4,7 @@
 
 import contextlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from egobench.records.trial import Trial
+from egobench.train.precision import Precision
+from egobench.train.rank import Rank
+from egobench.train.stages import Stages
 from egobench.train.strategies.native import NativeStrategy
 
 # No buffer changes during training, so none need be sent around; torch 2.13 renamed the switch.
@@ -19,7 +24,17 @@ _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadc
 
 
 class DdpStrategy(NativeStrategy):
-    """Replicas; the loss is normalised over all ranks beforehand, so gradients are summed, not averaged."""
+    """Replicas; the loss is normalised over all ranks beforehand, so gradients are summed, not averaged.
+
+    Gradients are views of DDP's buckets once they have been reduced. Where micro-steps add up they stay so, and are set
+    to zero: those that are not reduced would make a second set of gradients beside the buckets. DDP makes its buckets
+    anew after the first reduction, so it takes two until they are those that stay.
+    """
+
+    def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None:
+        super().__init__(trial, rank, stages, precision)
+        self.num_settling_passes = 2 if int(trial.cell.axes["num_accumulation_steps"]) > 1 else 0
+        self._num_reductions = 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         wrapped = DistributedDataParallel(
@@ -36,7 +51,16 @@ class DdpStrategy(NativeStrategy):
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         assert isinstance(self.model, DistributedDataParallel)
+        self._num_reductions += is_last
         return contextlib.nullcontext() if is_last else self.model.no_sync()
+
+    def forget(self) -> None:
+        keeps = 0 < self.num_settling_passes <= self._num_reductions
+        self.optimizer.zero_grad(set_to_none=not keeps)
+
+    def load(self, folder: Path) -> None:
+        self.optimizer.zero_grad(set_to_none=True)  # torch takes gradients for a sign that there are states
+        super().load(folder)
 
     def announce(self, bucket: dist.GradBucket) -> None:
         """Note when the last gradients are ready: from here on the step only waits for the network."""

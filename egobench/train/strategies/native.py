@@ -31,6 +31,7 @@ class NativeStrategy:
     """Base of single, ddp and fsdp; a subclass says how the model is wrapped."""
 
     answers_in_lockstep = False
+    num_settling_passes = 0
 
     def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None:
         self.trial, self.rank, self.stages, self.precision = trial, rank, stages, precision
@@ -64,7 +65,7 @@ class NativeStrategy:
         norm = self.clip(max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         return norm
 
     def forget(self) -> None:

@@ -26,6 +26,8 @@ class Strategy(Protocol):
     """What forward passes run in: a strategy that casts by itself needs no autocast around it."""
     answers_in_lockstep: bool
     """Generation is a collective: every rank must make the same number of forward passes."""
+    num_settling_passes: int
+    """Forward and backward passes after which its buffers are those that stay."""
 
     def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None: ...
 

@@ -54,6 +54,7 @@ class ZeroStrategy:
         self.format, self.precision = precision.autocast, replace(precision, autocast=None)
         self.stage = int(str(trial.cell.axes["strategy"]).removeprefix("zero"))
         self.answers_in_lockstep = self.stage == 3
+        self.num_settling_passes = 0
         self.is_last_micro_step = True
         self.engine: Any = None
         self.optimizer: torch.optim.Optimizer
