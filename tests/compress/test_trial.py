@@ -54,6 +54,7 @@ def run_variant(trial: Trial, paths: TrialPaths) -> tuple[RankSummary, VariantMe
     return summary, summary.variant
 
 
+@pytest.mark.slow
 def test_fewer_bits_and_the_unchanged_model_answer_the_same_questions(sweep: Path) -> None:
     summary, whole = run_variant(*variant_trial(sweep, name="torch", kind="as_trained"))
     trial, paths = variant_trial(sweep, name="small", kind="int8")

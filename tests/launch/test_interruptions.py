@@ -62,6 +62,7 @@ def test_login_killed_sweep_goes_on_and_is_found_again(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs" / "small" / "allocations").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_agent_killed_ranks_die_and_the_trial_runs_again(tmp_path: Path) -> None:
     write_matrix(tmp_path, trials=1, steps=120)
     login = start_sweep(tmp_path)
@@ -143,7 +144,7 @@ def small_disk(tmp_path: Path) -> Path:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("full_when", ["running", "before"])
+@pytest.mark.parametrize("full_when", [pytest.param("running", marks=pytest.mark.slow), "before"])
 def test_full_disk(small_disk: Path, full_when: str) -> None:
     write_matrix(small_disk, trials=1, steps=3000 if full_when == "running" else 5)
     ballast = small_disk / "ballast"

@@ -195,6 +195,7 @@ def test_a_full_queue_stops_submitting(slurm_sites: SlurmSites, tmp_path: Path, 
     assert read_document(AllocationPaths(todo.paths.allocations / "1").job, Job).job_id == "7_0"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_away_for_a_moment(slurm_sites: SlurmSites, tmp_path: Path, monkeypatch: Any) -> None:
     away = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
     once = (

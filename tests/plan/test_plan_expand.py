@@ -355,6 +355,7 @@ def test_targets_of_variants_need_the_unchanged_model(tmp_path: Path) -> None:
     assert planned(tmp_path, variants=[int8, {"name": "torch", "kind": "as_trained"}], targets=targets)
 
 
+@pytest.mark.slow
 def test_many_points_cost_little(tmp_path: Path) -> None:
     axes = {name: list(axis.table) for name, axis in AXES.items() if axis.table and name not in ("loss", "method")}
     path = written(tmp_path, axes={**axes, "gpus": [1, 2, 4]}, zip=[])

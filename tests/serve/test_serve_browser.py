@@ -114,6 +114,7 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_question_are_answered_by_two_models(page: Page, tmp_path: Path) -> None:
     page.until("#models label", "onnxruntime")
     labels = page.all("#models label")

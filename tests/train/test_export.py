@@ -203,6 +203,7 @@ def test_nothing_is_left_unasked(tmp_path: Path) -> None:
     assert not TrialPaths(tmp_path).model.exists()
 
 
+@pytest.mark.slow
 def test_spread_over_ranks(tmp_path: Path) -> None:
     """The same model from two ranks that hold all of it and from two that hold half each."""
     found = {}

@@ -75,12 +75,14 @@ def two(tied: Axes, folder: Path) -> dict[str, Ran]:
     return run_cases({**TWO, "tied": {**FSDP, **tied}}, 2, folder)
 
 
+@pytest.mark.slow
 def test_the_same_training_as_one_rank(alone: dict[str, Ran], two: dict[str, Ran]) -> None:
     for name in ("plain", "accumulated", "grad_op_accumulated", "offloaded", "lora", "tied"):
         apart = compare(alone[name if name in alone else "plain"], two[name])
         assert all(apart[what] <= limit for what, limit in SAME.items()), (name, apart)
 
 
+@pytest.mark.slow
 def test_the_same_answers_although_ranks_have_unequal_numbers_of_batches(
     alone: dict[str, Ran], two: dict[str, Ran], folder: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_the_same_answers_although_ranks_have_unequal_numbers_of_batches(
     assert predictions(folder / "plain", "after") != predictions(folder / "plain", "before")
 
 
+@pytest.mark.slow
 def test_16_bit_computes_in_16_bit_and_updates_fp32(alone: dict[str, Ran], two: dict[str, Ran]) -> None:
     for name, limit in NEAR.items():
         assert two[name].steps[0].loss == pytest.approx(alone[name].steps[0].loss, rel=limit)
@@ -101,6 +104,7 @@ def test_16_bit_computes_in_16_bit_and_updates_fp32(alone: dict[str, Ran], two: 
     assert two["bf16"].steps[0].loss != pytest.approx(alone["bf16"].steps[0].loss, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_exposed_communication_is_told_apart(two: dict[str, Ran]) -> None:
     for name in TWO:
         for record in (record for lines in two[name].per_rank for record in lines):
@@ -205,6 +209,7 @@ def _overflow(folder: Path, rank: Rank) -> dict[str, Any]:
     return {"norm": norm, "scales": scales, "weights": (before, strategy.weights())}
 
 
+@pytest.mark.slow
 def test_hybrid_sharding_replicates_between_and_shards_within(alone: dict[str, Ran], tmp_path: Path) -> None:
     hybrid = {**FSDP, "sharding": "hybrid_shard"}
     ran = run_cases({"hybrid": hybrid}, 4, tmp_path / "run")

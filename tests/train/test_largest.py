@@ -137,6 +137,7 @@ def give(monkeypatch: pytest.MonkeyPatch, room_bytes: int) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_without_want_the_largest_is_all_there_is(tmp_path: Path) -> None:
     summary, steps = run_here(
         maximal(tmp_path, axes={"micro_batch_size": "max", "num_accumulation_steps": 2}), tmp_path
@@ -183,6 +184,7 @@ def test_the_search_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     assert [(step.loss, step.grad_norm) for step in steps] == expected
 
 
+@pytest.mark.slow
 def test_more_than_there_is_is_found_out_by_the_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[int] = []
     original = dry_run.run

@@ -83,10 +83,10 @@ def test_any_step_will_do(tmp_path: Path, save_after: int) -> None:
     "axes",
     [
         {"num_accumulation_steps": 2, "micro_batch_size": 2, "padding": "max"},
-        {"precision": "bf16", "optimizer": "adamw_fused", "checkpointing": "full"},
         *(
             pytest.param(axes, marks=pytest.mark.slow)
             for axes in (
+                {"precision": "bf16", "optimizer": "adamw_fused", "checkpointing": "full"},
                 {"precision": "fp16"},
                 {"optimizer": "adamw_8bit"},
                 {"optimizer": "adamw_8bit_torchao", "padding": "packed"},

@@ -97,6 +97,7 @@ def check_bf16(ran: Ran, alone: dict[str, Ran]) -> None:
     assert largest_difference(alone["bf16"].weights, ran.weights) < 2e-2
 
 
+@pytest.mark.slow
 def test_the_same_training_as_one_rank(quick: dict[str, Ran], alone: dict[str, Ran]) -> None:
     check(quick, alone)
 
@@ -113,6 +114,7 @@ def test_four_ranks(alone: dict[str, Ran], tmp_path: Path) -> None:
     check(run_cases({name: {"strategy": name} for name in STAGES}, 4, tmp_path), alone)
 
 
+@pytest.mark.slow
 def test_the_same_answers_although_ranks_have_unequal_numbers_of_batches(
     quick: dict[str, Ran], alone: dict[str, Ran]
 ) -> None:
@@ -123,6 +125,7 @@ def test_the_same_answers_although_ranks_have_unequal_numbers_of_batches(
             assert (other.em, other.f1, other.generated_tokens) == (one.em, one.f1, one.generated_tokens)
 
 
+@pytest.mark.slow
 def test_exposed_communication_is_told_apart(quick: dict[str, Ran]) -> None:
     for ran in quick.values():
         for record in (record for lines in ran.per_rank for record in lines):

@@ -59,6 +59,7 @@ def test_torch_that_cannot_be_imported_is_told(tmp_path: Path) -> None:
     assert reduced is not None and not reduced.ok and "libcudart.so.13" in reduced.problem
 
 
+@pytest.mark.slow
 def test_it_gives_up_on_a_node_that_never_comes(tmp_path: Path) -> None:
     paths = asked(tmp_path, launcher="slurm", num_nodes=2, limit_s=2.0)
     began = time.monotonic()

@@ -160,6 +160,7 @@ def test_a_suspended_trial_is_launched_again(tmp_path: Path) -> None:
     assert outcome_of(tmp_path, "long").outcome == "ok"
 
 
+@pytest.mark.slow
 def test_parents_and_budget(tmp_path: Path) -> None:
     trials = [
         make_trial("bad", Drill(kind="raise", rank=0, step=1, phase="forward"), ranks=1),
