@@ -83,9 +83,3 @@ def machine_of(site: Site) -> Machine | Unknown:
         return Unknown(f"{named} not one of egobench/hardware.py ({', '.join(GPUS)})")
     per_s = None if site.network_gb_per_s is None else site.network_gb_per_s * 1e9
     return Machine(gpu, site.gpus_per_node, per_s)
-
-
-def setting_of(workload: Workload, axes: Mapping[str, Any], site: Site, folder: Path) -> Setting | Unknown:
-    """Return one cell as predictors take it, or why nothing is predicted of it."""
-    found = surroundings_of(workload, site, folder)
-    return found if isinstance(found, Unknown) else found.setting(axes)

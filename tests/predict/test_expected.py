@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from egobench.models.internvl import EGOTINY, config_of
-from egobench.predict.expected import machine_of, setting_of, surroundings_of
+from egobench.predict.expected import Surroundings, machine_of, surroundings_of
 from egobench.predict.forecast import Forecaster
 from egobench.predict.lengths import LEAST_TEXT, Samples
 from egobench.predict.models import Unknown, shape_of_dims, shape_of_file
@@ -29,10 +29,14 @@ def test_a_named_model_has_the_shapes_of_the_model_built_from_it(name: str) -> N
     assert shape_of_dims(NAMED[name]) == shape_of(config_of(NAMED[name]).to_dict())
 
 
-def setting(**changes: Any) -> Setting:
-    found = setting_of(workload(), axes(workload(), **changes), site(), HERE)
-    assert isinstance(found, Setting)
+def known(**changes: Any) -> Surroundings:
+    found = surroundings_of(workload(**changes), site(), HERE)
+    assert not isinstance(found, Unknown), found.because
     return found
+
+
+def setting(**changes: Any) -> Setting:
+    return known().setting(axes(workload(), **changes))
 
 
 def test_without_lengths_every_sample_is_as_long_as_it_may_be() -> None:
@@ -43,16 +47,14 @@ def test_without_lengths_every_sample_is_as_long_as_it_may_be() -> None:
     assert found.usual.num_supervised == 2 * 16  # answers are as long as those that are asked for
     assert found.machine.gpu.name == "A100-80GB SXM"
     assert found.axes["micro_batch_size"] == 2
-    around = surroundings_of(workload(), site(), HERE)
-    assert not isinstance(around, Unknown)
+    around = known()
     assert "512 tokens" in around.samples(axes(workload())).assumed
     least = around.least(found)
     assert (least.width, least.num_supervised) == (256 + LEAST_TEXT, 2)
 
 
 def test_padding_to_the_maximum_is_certain() -> None:
-    around = surroundings_of(workload(), site(), HERE)
-    assert not isinstance(around, Unknown)
+    around = known()
     found = around.setting(axes(workload(), padding="max"))
     assert around.least(found).width == found.longest.width == 512
 
@@ -109,7 +111,7 @@ def test_a_network_is_known_where_the_site_says_so() -> None:
     ],
 )
 def test_no_number_for_an_unknown_machine(changes: dict[str, Any], words: str) -> None:
-    found = setting_of(workload(), axes(workload()), site(**changes), HERE)
+    found = surroundings_of(workload(), site(**changes), HERE)
     assert isinstance(found, Unknown)
     assert words in found.because
 
@@ -130,10 +132,7 @@ def config(**changes: Any) -> dict[str, Any]:
 
 def test_a_checkpoint_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config()))
-    found = setting_of(
-        workload(model={"path": str(tmp_path)}, image_px=64), axes(workload(), image_px=64), site(), HERE
-    )
-    assert isinstance(found, Setting)
+    found = known(model={"path": str(tmp_path)}, image_px=64).setting(axes(workload(), image_px=64))
     assert found.shape == shape_of(config())
 
 
