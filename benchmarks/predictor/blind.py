@@ -1,0 +1,157 @@
+"""A blind test: the fine-tuning table of Qwen's README, which no constant and no description of a loop has seen.
+
+    python -m benchmarks.predictor.blind
+
+prints the page and writes `blind.md` next to this file. `qwen_readme.csv` holds the table ("Profiling of Memory and
+Speed", QwenLM/Qwen, README.md at 03cd81f): one row a cell. What each method is taken to be was read off the README and
+finetune.py, and committed before any error had been computed; nothing was changed afterwards.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
+from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
+from egobench.predict.setting import Batch, Machine, Setting
+from egobench.predict.time import predict_time
+from egobench.spec.axes import AXES
+
+HERE: Final = Path(__file__).parent
+TABLE: Final = HERE / "qwen_readme.csv"
+NUM_MICRO_STEPS: Final = 8
+SHAPES: Final = {
+    "1.8B": MODELS["qwen-1_8b-chat"],
+    "7B": MODELS["qwen-7b-chat"],
+    "14B": MODELS["qwen-14b-chat"],
+    "72B": MODELS["qwen-72b-chat"],
+}
+METHODS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    # HF Trainer with 16-bit weights and PEFT, as swift's loop is described, which trained the same models.
+    "LoRA": ("swift_qwen", {"method": "lora", "strategy": "single", "precision": "bf16_pure"}),
+    # GPTQ weights; "for single-GPU training, we have to use DeepSpeed": its script's ZeRO-2.
+    "Q-LoRA": ("swift_gptq_qwen", {"method": "qlora", "strategy": "zero2", "precision": "bf16"}),
+    # finetune_ds.sh: ZeRO-3, on one GPU too.
+    "Full-parameter": ("swift_qwen", {"method": "full", "strategy": "zero3", "precision": "bf16"}),
+    # finetune_lora_ds.sh: ZeRO-2.
+    "LoRA (multinode)": ("swift_qwen", {"method": "lora", "strategy": "zero2", "precision": "bf16"}),
+    "LoRA + Deepspeed Zero3": ("swift_qwen", {"method": "lora", "strategy": "zero3", "precision": "bf16"}),
+}
+LEFT_OUT: Final = {"LoRA (emb)": "adapters beside a trained embedding and head are no method of egobench"}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One cell of the table; memory is that of one GPU."""
+
+    model: str
+    method: str
+    length: int
+    measured_bytes: float
+    predicted_bytes: float
+    verdict: str
+    measured_per_s: float
+    predicted_per_s: float | None
+
+    @property
+    def memory_error(self) -> float:
+        """Return predicted over measured, less one."""
+        return self.predicted_bytes / self.measured_bytes - 1
+
+    @property
+    def time_error(self) -> float | None:
+        """Return the same of tokens/s; None where nothing is predicted."""
+        return None if self.predicted_per_s is None else self.predicted_per_s / self.measured_per_s - 1
+
+
+def setting_of(row: dict[str, str]) -> Setting:
+    """Return what a row is taken to be: rows padded to their length, full checkpointing, FlashAttention-2."""
+    software, own = METHODS[row["method"]]
+    gpus, length = int(row["num_nodes"]) * int(row["gpus_per_node"]), int(row["length"])
+    axes = {name: axis.default for name, axis in AXES.items()} | {
+        "workload": "published", "gpus": gpus, "micro_batch_size": 1, "num_accumulation_steps": NUM_MICRO_STEPS,
+        "optimizer": "adamw", "attention": "flash_attention_2", "checkpointing": "full", "padding": "max",
+        "projector": "frozen", "lora_rank": 64, "lora_targets": ".*_proj", **own,
+    }  # fmt: skip
+    batch = Batch(1, length, 0.0, float(length), float(length), float(length) ** 2)
+    machine = Machine(PUBLISHED_GPUS["A100-80GB"], int(row["gpus_per_node"]), 200e9)
+    return Setting(SHAPES[row["model"]], axes, batch, batch, machine, software)
+
+
+def score() -> Iterator[Scored]:
+    """Predict every row. `G` is read as GiB, and as what the GPU shows to be in use; of several GPUs it is the sum."""
+    with TABLE.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["method"] not in LEFT_OUT]
+    for row in rows:
+        setting = setting_of(row)
+        gpus, time = setting.axes["gpus"], predict_time(setting)
+        yield Scored(
+            model=row["model"],
+            method=row["method"],
+            length=int(row["length"]),
+            measured_bytes=float(row["memory_g"]) * 2**30 / gpus,
+            predicted_bytes=reserved_bytes(setting) + outside_bytes(setting),
+            verdict=predict_memory(setting).verdict,
+            measured_per_s=NUM_MICRO_STEPS * int(row["length"]) * gpus / float(row["s_per_it"]),
+            predicted_per_s=None if time is None else time.tokens_per_s,
+        )
+
+
+def _line(name: str, errors: list[float]) -> str:
+    absolute = sorted(map(abs, errors))
+    tenth = absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))]
+    return (
+        f"| {name} | {len(errors)} | {statistics.median(absolute):.1%} | {tenth:.1%} | {statistics.median(errors):+.1%} "
+        f"| {min(errors):+.0%} to {max(errors):+.0%} |"
+    )
+
+
+def page() -> str:
+    """Return the page."""
+    scored = list(score())
+    memory: dict[str, list[float]] = {}
+    speed: dict[str, list[float]] = {}
+    for one in scored:
+        memory.setdefault(f"{one.model} {one.method}", []).append(one.memory_error)
+        if one.time_error is not None:
+            speed.setdefault(f"{one.model} {one.method}", []).append(one.time_error)
+    head = ["| rows | n | median of abs. error | 90th percentile | bias | range |", "|---|---|---|---|---|---|"]
+    verdicts = {name: sum(one.verdict == name for one in scored) for name in ("fits", "risky", "predicted_oom")}
+    lines = [
+        "# A blind test: Qwen's own table of fine-tuning", "",
+        "Made by `python -m benchmarks.predictor.blind`; do not edit. Signed error is predicted / measured - 1. Batches of 1,",
+        "8 micro-steps, A100-80GB SXM, 256 to 8,192 tokens. How each method was read was committed before any error had been",
+        "computed, and so were all constants; nothing has been changed since. The README does not say how memory was taken: it",
+        "is held against what a GPU shows to be in use, in GiB.", "",
+        "## Memory", "", *head, *(_line(name, errors) for name, errors in memory.items()),
+        _line("**all**", [error for errors in memory.values() for error in errors]), "",
+        f"All of these ran: {verdicts['fits']} are said to fit, {verdicts['risky']} to be risky, "
+        f"{verdicts['predicted_oom']} to be out of memory.", "",
+        "## Tokens/s", "", *head, *(_line(name, errors) for name, errors in speed.items()),
+        _line("**all**", [error for errors in speed.values() for error in errors]), "",
+        "## Every row", "", "| row | tokens | measured GiB | predicted GiB | tokens/s | predicted |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for one in scored:
+        said = "" if one.predicted_per_s is None else f"{one.predicted_per_s:,.0f}"
+        lines.append(
+            f"| {one.model} {one.method} | {one.length:,} | {one.measured_bytes / 2**30:.1f} "
+            f"| {one.predicted_bytes / 2**30:.1f} | {one.measured_per_s:,.0f} | {said} |"
+        )
+    lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in LEFT_OUT.items()), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write and print the page."""
+    text = page()
+    (HERE / "blind.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
