@@ -17,6 +17,8 @@ SHARDED: Final = ("fsdp", "zero3")
 EIGHT_BITS: Final = ("adamw_8bit", "adamw_8bit_paged", "adamw_8bit_torchao")
 BLOCK_SCALES: Final = 2 * 4 / 256
 """Bytes per number of two 8-bit moments: a float for every 256 of each."""
+ZERO_SUB_GROUP: Final = 1_000_000_000
+"""Numbers of a rank that stage 3 updates at a time: DeepSpeed's sub_group_size."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,18 @@ def _weights(count: Counts, form: Formats, loop: Software) -> float:
     )  # fmt: skip
 
 
+def _temporary(count: Counts, form: Formats, strategy: str, optimizer: str, is_summed: bool, shards: int) -> float:
+    """Return the bytes that an update copies: AdamW's own, and the gradients that ZeRO makes one fp32 tensor of."""
+    updated, copied = count.trained + count.adapters, 0.0
+    if optimizer == "adamw":
+        copied = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
+    if strategy in ZERO and (strategy != "zero2" or not is_summed):
+        copied += 4 * updated
+    if strategy == "zero3" and updated:
+        copied *= min(1.0, ZERO_SUB_GROUP * shards / updated)
+    return copied / shards
+
+
 @functools.lru_cache(maxsize=65536)
 def states(
     shape: ModelShape, method: tuple[str, str, int, str], precision: str, strategy: str, sharding: str, offload: str,
@@ -83,9 +97,6 @@ def states(
     adapter_gradient = form.adapter if form.master == 0 else form.gradient
     gradients = form.gradient * count.trained + adapter_gradient * count.adapters
     moments = _moments(count, optimizer, form) + form.master * (count.trained + count.adapters)
-    temporary = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
-    if optimizer != "adamw":
-        temporary = 0.0
     updated, is_split = count.trained + count.adapters, strategy in ("fsdp", *ZERO)
     is_summed = is_accumulated and strategy in ZERO and form.gradient == 2 and loop.sums_in_fp32
     # Stage 1 is stage 2 without its name, but that micro-steps add up in all gradients, beside those of 16 bits.
@@ -93,8 +104,6 @@ def states(
     if is_summed:
         gradients = (6 if is_whole else 4) * updated
     is_in_pieces = strategy in ("zero1", "zero2") and not is_summed and not is_whole
-    if strategy in ZERO and (strategy != "zero2" or not is_summed):
-        temporary += 4 * updated  # they are copied into one fp32 tensor
     head = form.gradient * count.head_trained
     blocks = head + form.gradient * count.blocks_trained
     split, split_gradients = (shards if is_split else 1), (shards if is_split and not is_whole else 1)
@@ -103,7 +112,7 @@ def states(
         "gradients": gradients / split_gradients,
         "blocks_gradients": blocks / split_gradients,
         "moments": moments / split,
-        "step_temporary": temporary / split,
+        "step_temporary": _temporary(count, form, strategy, optimizer, is_summed, split),
     }
     if is_in_pieces:
         per["gradients"] = form.gradient * pieces_of_a_rank(count, shards)

@@ -56,6 +56,8 @@ NUMBERS = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536) +
         ({"strategy": "zero3", "gpus": 4, "precision": "fp32"}, 4 / 4, 12 / 4, 4 / 4, 8 / 4),
         # Micro-steps add up in fp32, in a tensor that needs no copy in stage 2.
         ({"strategy": "zero2", "gpus": 4, "num_accumulation_steps": 2}, 2, 12 / 4, 4 / 4, 4 / 4),
+        # More than 10**9 numbers a rank: stage 3 updates so many at a time.
+        ({"strategy": "zero3", "gpus": 1, "precision": "fp32"}, 4, 12, 4, 8e9 / NUMBERS),
         ({"strategy": "zero3", "gpus": 4, "num_accumulation_steps": 2}, 2 / 4, 12 / 4, 4 / 4, 8 / 4),
         # The 14th partition ends inside the head, whose gradient it keeps whole, as the third does the embedding's.
         ({"strategy": "zero2", "gpus": 16}, 2, 12 / 16, 3 * 2 / 16, 8 / 16),
