@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -58,11 +59,12 @@ def test_settings_are_told_apart(script: ModuleType) -> None:
 def test_it_goes_on_where_it_was_stopped(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"seeds": 1, "threads": 1, "steps": 2, "teacher-steps": 2, "num-train": 64, "num-validation": 8}
     given = [f"--{name}={value}" for name, value in small.items()]
-    monkeypatch.setattr(sys, "argv", ["distillation.py", *given, f"--out={tmp_path}"])
+    monkeypatch.setattr(sys, "argv", ["distillation.py", *given, f"--out={tmp_path}", f"--lines={tmp_path}/runs.jsonl"])
     assert script.main() == 4
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == list(script.KINDS)
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    shutil.rmtree(next(tmp_path.glob("teacher-*")))  # as on another machine
     script.main()
     again = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert again[:2] == lines[:2] and len(again) == 3
