@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from egobench import __version__
+from egobench.data.cli import Json
 from egobench.data.cli import app as data_app
 from egobench.errors import EXIT_OK, EgobenchError, InvalidInput
 
@@ -37,7 +38,6 @@ SweepName = Annotated[
     str | None, typer.Argument(metavar="[SWEEP]", help="Name or folder of a sweep; default: the newest one.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the sweeps.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Only = Annotated[
     str | None, typer.Option(help="Only these cells, as in 'strategy=ddp,gpus=1|2' (comma: and; bar: or).")
 ]
