@@ -11,12 +11,12 @@ it are of the predictor as it is.
 from __future__ import annotations
 
 import csv
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.predictor.error_lines import error_head, error_line
 from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
 from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
 from egobench.predict.setting import Batch, Machine, Setting
@@ -131,15 +131,6 @@ def score() -> Iterator[Scored]:
         )
 
 
-def _line(name: str, errors: list[float]) -> str:
-    absolute = sorted(map(abs, errors))
-    tenth = absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))]
-    return (
-        f"| {name} | {len(errors)} | {statistics.median(absolute):.1%} | {tenth:.1%} "
-        f"| {statistics.median(errors):+.1%} | {min(errors):+.0%} to {max(errors):+.0%} |"
-    )
-
-
 def page() -> str:
     """Return the page."""
     scored = list(score())
@@ -149,18 +140,18 @@ def page() -> str:
         memory.setdefault(f"{one.model} {one.method}", []).append(one.memory_error)
         if one.time_error is not None:
             speed.setdefault(f"{one.model} {one.method}", []).append(one.time_error)
-    head = ["| rows | n | median of abs. error | 90th percentile | bias | range |", "|---|---|---|---|---|---|"]
+    head = error_head("rows")
     verdicts = {name: sum(one.verdict == name for one in scored) for name in ("fits", "risky", "predicted_oom")}
     lines = [
         *(HEADING, FIRST_RUN, "## Memory, as predicted now", "", *head),
-        *(_line(name, errors) for name, errors in memory.items()),
-        _line("**all**", [error for errors in memory.values() for error in errors]),
+        *(error_line(name, errors=errors) for name, errors in memory.items()),
+        error_line("**all**", errors=[error for errors in memory.values() for error in errors]),
         "",
         f"All of these ran: {verdicts['fits']} are said to fit, {verdicts['risky']} to be risky, "
         f"{verdicts['predicted_oom']} to be out of memory.",
         *("", "## Tokens/s, as predicted now", "", *head),
-        *(_line(name, errors) for name, errors in speed.items()),
-        _line("**all**", [error for errors in speed.values() for error in errors]),
+        *(error_line(name, errors=errors) for name, errors in speed.items()),
+        error_line("**all**", errors=[error for errors in speed.values() for error in errors]),
         *("", "## Every row", ""),
         "| row | tokens | measured GiB | predicted GiB | tokens/s | predicted |",
         "|---|---|---|---|---|---|",

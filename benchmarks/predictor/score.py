@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.predictor.error_lines import error_cells, error_head, error_line
 from benchmarks.predictor.published import ANCHORS, Published, read
 from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
 
@@ -141,30 +141,18 @@ def why(one: Scored) -> str:
     return next((each.why for each in EXPLAINED if each.matches(one)), "")
 
 
-def _line(name: str, part: str, kind: str, errors: list[float]) -> str:
-    absolute = sorted(map(abs, errors))
-    tenth = absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))]
-    return (
-        f"| {name} | {part} | {kind} | {len(errors)} | {statistics.median(absolute):.1%} | {tenth:.1%} "
-        f"| {statistics.median(errors):+.1%} | {min(errors):+.0%} to {max(errors):+.0%} |"
-    )
-
-
-HEAD: Final = "| rows | part | kind | n | median of abs. error | 90th percentile | bias | range |"
-
-
 def _errors(scored: list[Scored]) -> list[str]:
     groups: dict[tuple[str, str, str], list[float]] = {}
     for one in scored:
         if one.error is not None and one.row.memory_kind != "soft":
             groups.setdefault((one.group, one.part, one.row.memory_kind), []).append(one.error)
-    lines = [HEAD, "|---|---|---|---|---|---|---|---|"]
-    lines += [_line(*key, errors) for key, errors in sorted(groups.items())]
+    lines = error_head("rows", "part", "kind")
+    lines += [error_line(*key, errors=errors) for key, errors in sorted(groups.items())]
     for part in (FITTED, SHAPED, JUDGED):
         for kinds, name in ((("allocated",), "allocated"), (("reserved", "nvidia_smi"), "reserved, nvidia-smi")):
             found = [e for (_, p, k), errors in groups.items() for e in errors if p == part and k in kinds]
             if found:
-                lines.append(_line(f"**all {part}**", part, name, found))
+                lines.append(error_line(f"**all {part}**", part, name, errors=found))
     return lines
 
 
@@ -214,12 +202,7 @@ def _pairs(scored: list[Scored]) -> list[str]:
                     measured = second.row.memory_bytes / first.row.memory_bytes  # type: ignore[operator]
                     errors.append(second.predicted_bytes / first.predicted_bytes / measured - 1)
         if errors:
-            absolute = sorted(map(abs, errors))
-            tenth = absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))]
-            lines.append(
-                f"| {name} | {len(errors)} | {statistics.median(absolute):.1%} | {tenth:.1%} "
-                f"| {statistics.median(errors):+.1%} |"
-            )
+            lines.append(f"| {name} | {error_cells(errors)} |")
     return lines
 
 

@@ -11,12 +11,12 @@ import argparse
 import csv
 import dataclasses
 import io
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.predictor.error_lines import error_head, error_line
 from benchmarks.predictor.published import ANCHORS, Published, read
 from benchmarks.predictor.score_inference import section as inference_section
 from benchmarks.predictor.time_notes import NOTES, why
@@ -101,19 +101,7 @@ def _group(one: Scored) -> str:
     return f"{name}: {one.row.row['gpu']}{precision}"
 
 
-def _line(name: str, part: str, errors: list[float]) -> str:
-    absolute = sorted(map(abs, errors))
-    tenth = absolute[min(len(absolute) - 1, int(0.9 * len(absolute)))]
-    return (
-        f"| {name} | {part} | {len(errors)} | {statistics.median(absolute):.1%} | {tenth:.1%} "
-        f"| {statistics.median(errors):+.1%} | {min(errors):+.0%} to {max(errors):+.0%} |"
-    )
-
-
-HEAD: Final = (
-    "| rows | part | n | median of abs. error | 90th percentile | bias | range |",
-    "|---|---|---|---|---|---|---|",
-)
+HEAD: Final = error_head("rows", "part")
 
 
 def _errors(scored: list[Scored]) -> list[str]:
@@ -121,10 +109,12 @@ def _errors(scored: list[Scored]) -> list[str]:
     for one in scored:
         if one.is_absolute:
             groups.setdefault((_group(one), one.part), []).append(one.error)
-    lines = [*HEAD, *(_line(*key, errors) for key, errors in sorted(groups.items()))]
+    lines = [*HEAD, *(error_line(*key, errors=errors) for key, errors in sorted(groups.items()))]
     for part in ("fitted", "judged"):
         lines.append(
-            _line(f"**all {part}**", part, [e for (_, p), errors in groups.items() if p == part for e in errors])
+            error_line(
+                f"**all {part}**", part, errors=[e for (_, p), errors in groups.items() if p == part for e in errors]
+            )
         )
     return lines
 
@@ -187,7 +177,7 @@ def _pairs(scored: list[Scored]) -> list[str]:
                 and not (name == "batch b to 2b" and not first.is_absolute)
             ]
             if errors:
-                lines.append(_line(name, part, errors))
+                lines.append(error_line(name, part, errors=errors))
     return lines
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from egobench.predict.answer import Memory, Time
 from egobench.predict.forecast import Forecast, Forecaster, Looked
 from egobench.predict.memory import explain as with_formulas
+from egobench.predict.setting import Setting
 from egobench.predict.time import scaled
 
 MOST_GPUS: Final = 1024
@@ -60,17 +61,16 @@ def explain(cell_id: str, axes: Mapping[str, Any], because: str, forecaster: For
         looked=replace(looked, memory=with_formulas(looked.setting, forecaster.figures.constants)),
         largest=forecaster.largest(axes),
         largest_perhaps=forecaster.largest(axes, must_fit=False),
-        scaling=tuple(_scaling(forecaster, axes)),
+        scaling=tuple(_scaling(forecaster, looked.setting)),
     )
 
 
-def _scaling(forecaster: Forecaster, axes: Mapping[str, Any]) -> Iterator[Scaled]:
+def _scaling(forecaster: Forecaster, setting: Setting) -> Iterator[Scaled]:
     """Yield the cell on 1, 2, 4, ... GPUs; of one without a strategy for several, only itself."""
-    setting = forecaster.look(axes).setting
-    own = int(axes["gpus"])
+    own = int(setting.axes["gpus"])
     sizes = sorted({own, *(2**power for power in range(MOST_GPUS.bit_length()))})
     first: float | None = None
-    for num_gpus in [own] if axes["strategy"] == "single" else sizes:
+    for num_gpus in [own] if setting.axes["strategy"] == "single" else sizes:
         there = forecaster.look_at(scaled(setting, num_gpus))
         is_there = there.time is not None and there.verdict != "predicted_oom"
         each = there.time.tokens_per_s / num_gpus if there.time is not None and is_there else None

@@ -40,6 +40,11 @@ class Counts:
     """0 where it is the head."""
     largest_matrix: float
 
+    @property
+    def updated(self) -> float:
+        """Return everything that an optimizer updates, adapters included."""
+        return self.trained + self.adapters
+
 
 def size_of(matrix: Matrix) -> int:
     """Return the numbers of a linear layer."""

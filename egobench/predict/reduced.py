@@ -25,7 +25,7 @@ def reduced(
     bucket bypasses it, and is copied alone. `own_gradients`: of this rank, while they are added to those of earlier
     micro-steps; `is_cast`: they are cast to fp32 before; `has_buffers`: unless those are there anyway.
     """
-    wide, total = float(form.compute), count.trained + count.adapters
+    wide, total = float(form.compute), count.updated
     embedding, head = _ends(count)
     buffers, tied = (
         2 * wide * min(BUCKET, total) * has_buffers,
@@ -54,7 +54,7 @@ def pieces_of_a_rank(count: Counts, num_shards: int) -> float:
 
     A partition is an equal share of all weights in their order; only embedding and head are large beside it.
     """
-    total = count.trained + count.adapters
+    total = count.updated
     embedding, head = _ends(count)
     before, share, most = total - head - count.blocks_trained - embedding, total / num_shards, 0.0
     large = [(start, start + size) for start, size in ((before, embedding), (total - head, head)) if size]

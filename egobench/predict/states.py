@@ -74,7 +74,7 @@ def _weights(count: Counts, form: Formats, loop: Software) -> float:
 
 def _temporary(count: Counts, form: Formats, strategy: str, optimizer: str, is_summed: bool, shards: int) -> float:
     """Return the bytes that an update copies: AdamW's own, and the gradients that ZeRO makes one fp32 tensor of."""
-    updated, copied = count.trained + count.adapters, 0.0
+    updated, copied = count.updated, 0.0
     if optimizer == "adamw":
         copied = (form.moment if form.master else form.trained) * count.trained + form.adapter * count.adapters
     if strategy in ZERO and (strategy != "zero2" or not is_summed):
@@ -96,13 +96,13 @@ def states(
     shards, whole = max(1, gpus // max(2, nodes)) if is_hybrid else gpus, _weights(count, form, loop)
     adapter_gradient = form.adapter if form.master == 0 else form.gradient
     gradients = form.gradient * count.trained + adapter_gradient * count.adapters
-    moments = _moments(count, optimizer, form) + form.master * (count.trained + count.adapters)
-    updated, is_split = count.trained + count.adapters, strategy in ("fsdp", *ZERO)
+    moments = _moments(count, optimizer, form) + form.master * count.updated
+    is_split = strategy in ("fsdp", *ZERO)
     is_summed = is_accumulated and strategy in ZERO and form.gradient == 2 and loop.sums_in_fp32
     # Stage 1 is stage 2 without its name, but that micro-steps add up in all gradients, beside those of 16 bits.
     is_whole = strategy == "zero1" and is_accumulated
     if is_summed:
-        gradients = (6 if is_whole else 4) * updated
+        gradients = (6 if is_whole else 4) * count.updated
     is_in_pieces = strategy in ("zero1", "zero2") and not is_summed and not is_whole
     head = form.gradient * count.head_trained
     blocks = head + form.gradient * count.blocks_trained
@@ -133,7 +133,7 @@ def states(
         llm_casts=cast * count.trained_blocks,
         block_casts=cast * count.block_trained,
         head_casts=cast * count.head_trained,
-        buffers=form.compute * min(BUCKET, updated) * float((strategy == "zero3") + 2 * is_buffered),
+        buffers=form.compute * min(BUCKET, count.updated) * float((strategy == "zero3") + 2 * is_buffered),
         dequantised=form.compute * count.largest_matrix if count.quantised else 0.0,
         gathered=reduced(count, form, own, shards, is_summed, has_buffers=not is_buffered)
         if strategy in ("zero1", "zero2")

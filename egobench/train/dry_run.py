@@ -46,7 +46,7 @@ def run(work: Assembled, dealt: Dealt, *, is_last: bool) -> None:
 
 
 def settle(work: Assembled, dealt: Dealt) -> None:
-    """Have a small micro-batch make what stays, where a strategy takes some passes to make it; all ranks together."""
+    """Have a micro-batch make what stays, where a strategy still takes some passes to make it; all ranks together."""
     for _ in range(work.strategy.num_settling_passes):
         run(work, dealt, is_last=True)
         work.strategy.forget()

@@ -29,10 +29,9 @@ def run_worst_case(work: Work) -> None:
         # A pass is a collective: every rank makes as many, and those without a second one repeat the first.
         num_passes = max(work.strategy.gather(len(found)))
         held = dry_run.reserve_states(work)
-        for number, dealt in enumerate((found * num_passes)[:num_passes]):
+        for dealt in (found * num_passes)[:num_passes]:
             try:
-                if number == 0:
-                    dry_run.settle(work, dealt)
+                dry_run.settle(work, dealt)
                 dry_run.run_micro_steps(work, dealt)
             except (RuntimeError, MemoryError) as error:
                 if classify(error, work.rank.device.type == "cuda") in ("oom", "host_oom"):

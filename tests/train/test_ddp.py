@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 from training_trials import in_ranks, make_trial
 
 from egobench.probes.clock import NullClock
+from egobench.probes.pulse import Pulse
+from egobench.records.store import TrialPaths
 from egobench.train import dry_run
 from egobench.train.rank import Rank
 from egobench.train.setup import setup
@@ -16,15 +17,11 @@ from egobench.train.stages import Stages
 from egobench.train.worst_case import run_worst_case
 
 
-class _Pulse:
-    def mark(self, phase: Any, step: int) -> None:
-        pass
-
-
 def _places(num_steps: int, folder: Path, rank: Rank) -> list[set[int]]:
     """Return where the gradients are in each micro-step of two updates."""
     axes = {"strategy": "ddp", "gpus": 2, "num_accumulation_steps": num_steps, "micro_batch_size": 2}
-    work = setup(make_trial(folder, axes=axes), rank, Stages(_Pulse(), NullClock()), [])
+    stages = Stages(Pulse(TrialPaths(folder).rank_pulse(rank.rank)), NullClock())
+    work = setup(make_trial(folder, axes=axes), rank, stages, [])
     run_worst_case(work)
     seen = []
     for _ in range(2):

@@ -5,7 +5,7 @@
 import contextlib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -22,19 +22,21 @@ from egobench.train.strategies.native import NativeStrategy
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
+_SETTLING_PASSES: Final = 2
+"""DDP makes its buckets anew after the first reduction."""
+
 
 class DdpStrategy(NativeStrategy):
     """Replicas; the loss is normalised over all ranks beforehand, so gradients are summed, not averaged.
 
     Gradients are views of DDP's buckets once they have been reduced. Where micro-steps add up they stay so, and are set
-    to zero: those that are not reduced would make a second set of gradients beside the buckets. DDP makes its buckets
-    anew after the first reduction, so it takes two until they are those that stay.
+    to zero: those that are not reduced would make a second set of gradients beside the buckets.
     """
 
     def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None:
         super().__init__(trial, rank, stages, precision)
-        self.num_settling_passes = 2 if int(trial.cell.axes["num_accumulation_steps"]) > 1 else 0
-        self._num_reductions = 0
+        self._adds_up = int(trial.cell.axes["num_accumulation_steps"]) > 1
+        self.num_settling_passes = _SETTLING_PASSES * self._adds_up
 
     def wrap(self, model: nn.Module) -> nn.Module:
         wrapped = DistributedDataParallel(
@@ -51,15 +53,15 @@ class DdpStrategy(NativeStrategy):
 
     def accumulate(self, is_last: bool) -> contextlib.AbstractContextManager[Any]:
         assert isinstance(self.model, DistributedDataParallel)
-        self._num_reductions += is_last
+        self.num_settling_passes = max(0, self.num_settling_passes - is_last)
         return contextlib.nullcontext() if is_last else self.model.no_sync()
 
     def forget(self) -> None:
-        keeps = 0 < self.num_settling_passes <= self._num_reductions
-        self.optimizer.zero_grad(set_to_none=not keeps)
+        self.optimizer.zero_grad(set_to_none=not self._adds_up or self.num_settling_passes > 0)
 
     def load(self, folder: Path) -> None:
         self.optimizer.zero_grad(set_to_none=True)  # torch takes gradients for a sign that there are states
+        self.num_settling_passes = _SETTLING_PASSES * self._adds_up
         super().load(folder)
 
     def announce(self, bucket: dist.GradBucket) -> None:

@@ -27,7 +27,7 @@ class Strategy(Protocol):
     answers_in_lockstep: bool
     """Generation is a collective: every rank must make the same number of forward passes."""
     num_settling_passes: int
-    """Forward and backward passes after which its buffers are those that stay."""
+    """Forward and backward passes that it still takes until its buffers are those that stay."""
 
     def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None: ...
 

@@ -49,12 +49,13 @@ class ZeroStrategy:
     left in its bucket; the gathering of updated weights (stages 1 and 2) is part of the optimizer phase.
     """
 
+    num_settling_passes = 0
+
     def __init__(self, trial: Trial, rank: Rank, stages: Stages, precision: Precision) -> None:
         self.trial, self.rank, self.stages = trial, rank, stages
         self.format, self.precision = precision.autocast, replace(precision, autocast=None)
         self.stage = int(str(trial.cell.axes["strategy"]).removeprefix("zero"))
         self.answers_in_lockstep = self.stage == 3
-        self.num_settling_passes = 0
         self.is_last_micro_step = True
         self.engine: Any = None
         self.optimizer: torch.optim.Optimizer
