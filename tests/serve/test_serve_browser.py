@@ -143,6 +143,7 @@ def test_a_picture_and_a_question_are_answered_by_two_models(page: Page, tmp_pat
 
 
 def test_a_click_on_an_example_fills_both_fields(page: Page) -> None:
+    page.until("#examples tbody tr")
     rows = page.all("#examples tbody tr")
     assert len(rows) == 8
     question = rows[4].text.strip()
@@ -229,7 +230,12 @@ def test_console_is_clean_and_nothing_is_fetched_from_elsewhere(page: Page) -> N
     assert sum(url.startswith(page.url) for url in urls) > 10
 
 
-def test_interrupting_it_leaves_nothing(page: Page) -> None:
+def test_interrupting_it_leaves_nothing(page: Page, tmp_path: Path) -> None:
+    Image.new("RGB", (320, 240), "brown").save(tmp_path / "a.png")
+    page.upload(tmp_path / "a.png")
+    page.until("#picture img")
+    page.ask("where is the cup?")
+    page.until(".eb-note", "Each model has a process of its own")
     asked = children(page.server.pid)
     assert asked
     page.server.send_signal(signal.SIGINT)
