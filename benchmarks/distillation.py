@@ -1,6 +1,6 @@
 """Does a small student keep what its teacher can do, and is it the teacher that it has it from?
 
-    python benchmarks/distillation.py [--seeds 5] [--steps 2000] [--threads 2] [--json]
+    python benchmarks/distillation.py [--seeds 5] [--steps 1000] [--threads 2] [--json]
 
 For every seed: egotiny is fine-tuned on egoworld's workshop (the teacher); a student of at most 40 % of its parameters
 is trained with that teacher (`distilled`), and once more from the same start, on the same samples in the same order,
@@ -8,7 +8,8 @@ with the reference answers alone (`alone`). All three answer the same validation
 run in distillation.jsonl beside this file: run again, it does what is missing. Exit code 4 where the student loses more
 than 2 points of EM to its teacher, or does not beat the same student trained alone (95 % intervals of paired
 differences over seeds). Student, losses and steps were chosen while looking at seed 0, the number of samples, of
-questions and of the teacher's steps after seeds 1 to 4, 6, 9, 11, 12 and 14 had been seen: none of them counts.
+questions and of the teacher's steps after seeds 1 to 4, 6, 9, 11, 12, 14 and 16 to 19 had been seen; none of these
+counts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Settings:
     """What a run depends on."""
 
     teacher_steps: int = 1000
-    steps: int = 2000
+    steps: int = 1000
     batch_size: int = 32
     num_train: int = 16384
     num_validation: int = 8192
@@ -64,7 +65,7 @@ class Settings:
         default_factory=lambda: {"layers": 2, "ffn": 56, "tower_layers": 2, "tower_ffn": 48, "tied": True}
     )
     losses: dict[str, Any] = field(
-        default_factory=lambda: {"divergence": "forward_kl", "temperature": 2.0, "weight": 1.0, "hidden": 0.5}
+        default_factory=lambda: {"divergence": "forward_kl", "temperature": 2.0, "weight": 1.0, "hidden": 2.0}
     )
 
     def digest(self, kind: str) -> str:
@@ -200,7 +201,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first-seed", type=int, default=16)
+    parser.add_argument("--first-seed", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "distillation")
     parser.add_argument("--lines", type=Path, default=Path(__file__).with_suffix(".jsonl"))

@@ -55,6 +55,15 @@ def test_settings_are_told_apart(script: ModuleType) -> None:
     assert [other.digest(kind) == settings.digest(kind) for kind in script.KINDS] == [True, False, True]
 
 
+def test_the_committed_runs_say_kept(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["distillation.py", f"--out={tmp_path / 'nothing'}"])
+    assert script.main() == 0  # every line is there: nothing is trained
+    assert not (tmp_path / "nothing").exists()
+    assert "kept" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_it_goes_on_where_it_was_stopped(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"seeds": 1, "threads": 1, "steps": 2, "teacher-steps": 2, "num-train": 64, "num-validation": 8}
