@@ -67,9 +67,10 @@ What it taught:
 - Q-LoRA at 4,096 and 8,192 tokens was up to 43 % high: without autocast Qwen's code makes its loss in 16 bits, about
   9 bytes per position and token of the vocabulary and not 15. Our own loop does not do that; not mended.
 - The 72B with ZeRO-3 and adapters was 13 to 18 % low up to 2,048 tokens: not understood.
-- Speed: two nodes were taken to have a network of 200 GB/s, which the README does not say; ZeRO-3 on one GPU takes
-  260 ms a micro-step however short (hooks on the host, not modelled); from 2,048 tokens on adapters train 15 to 20 %
-  faster than predicted: the rates, fitted on older loops, are low for FlashAttention-2.
+- Speed: two nodes were taken to have a network of 200 GB/s, which the README does not say. ZeRO-3 on one GPU takes
+  260 ms a micro-step however short, which had made the 1.8B up to 217 % too fast: hooks on the host, **mended since**
+  by what they take in our own loop on a CPU (`benchmarks/gather_hooks.py`), not by these rows. From 2,048 tokens on
+  adapters train 15 to 20 % faster than predicted: Qwen's own kernels for norms and rotations may be why.
 """
 LEFT_OUT: Final = {"LoRA (emb)": "adapters beside a trained embedding and head are no method of egobench"}
 

@@ -24,6 +24,11 @@ class Rates:
     op_s: float = 17e-6
     """Seconds that Python and torch take to launch one operation. Source: transformers decodes a layer of about 50
     operations in 0.84 to 0.90 ms, whatever its size (Qwen2.5's published speeds)."""
+    module_ops: float = 16.0
+    """Operations' worth of host time that DeepSpeed's stage 3 takes for every module in every pass (fetch, wait,
+    release), with one GPU too. Source: benchmarks/gather_hooks.py, 14 to 18 or 0.3 ms."""
+    unit_ops: float = 35.0
+    """The same of FSDP 2, for every unit in the forward and in the backward pass. Source: the same, 27 to 38."""
     link_fraction: float = 0.75
     """Of a link's nominal rate, by large collectives over NVLink. Source: nccl-tests on A100, 230 of 300 GB/s."""
     pcie_fraction: float = 0.35

@@ -58,6 +58,8 @@ class Part:
     num_adapters: float
     num_adapted_again: float
     """Of the adapters, those of keys and values."""
+    num_modules: float
+    """Modules with parameters of their own: matrices, two norms a block, two for every adapter."""
     back: float
     """Share of the blocks that anything goes back through."""
     again: float
@@ -217,6 +219,7 @@ def _part(
         num_blocks=layers,
         num_adapters=len(adapted),
         num_adapted_again=num_again,
+        num_modules=layers * (len(part.matrices()) + 2) + 2 * len(adapted),
         back=num_back / layers if layers else 0.0,
         again=again / layers if layers else 0.0,
         is_selective=is_selective,

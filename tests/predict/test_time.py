@@ -116,6 +116,14 @@ def test_a_small_batch_waits_for_the_processor() -> None:
     assert parts_of(setting())["launch"] == 0
 
 
+def test_the_hooks_of_sharded_parameters_keep_a_short_batch_waiting() -> None:
+    waits = {one: parts_of(setting(of=batch(1, 64), strategy=one))["launch"] for one in ("zero2", "fsdp", "zero3")}
+    # Nine modules a block, and a unit for each and two more, in both passes.
+    assert waits["zero3"] - waits["zero2"] == pytest.approx(32 * 9 * 2 * DEFAULT.module_ops * DEFAULT.op_s)
+    assert waits["fsdp"] - waits["zero2"] == pytest.approx((32 + 2) * 2 * DEFAULT.unit_ops * DEFAULT.op_s)
+    assert parts_of(setting(of=batch(8, 2048), strategy="zero3"))["launch"] == 0
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3", "fsdp"])
 def test_more_gpus_never_make_the_cluster_slower(strategy: str) -> None:
     one = setting(of=batch(8, 2048), strategy=strategy, checkpointing="full")
