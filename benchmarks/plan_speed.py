@@ -37,8 +37,7 @@ for row in itertools.product(range(10), repeat={digits}):
 
 
 def planner(matrix: Path, form: str) -> list[str]:
-    call = f"from egobench.plan.command import plan_command; plan_command({str(matrix)!r}, {form!r})"
-    return [sys.executable, "-c", call]
+    return [sys.executable, "-m", "egobench", "plan", str(matrix), *(["--json"] if form == "json" else [])]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -350,3 +351,5 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe (head, less) had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_OK)
+    finally:
+        gc.freeze()  # or the interpreter's last collection looks at all that a plan made: 2 s for 100,000 points

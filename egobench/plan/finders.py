@@ -6,9 +6,11 @@ reads, and those that never hold are forgotten, so that asking about a million p
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 from egobench.plan.blocks import VARIANT, Block
@@ -83,7 +85,12 @@ class Finder:
 
     def at(self, index: Sequence[int]) -> str:
         """Return what it says about a whole point."""
-        return self.find(tuple([index[place] for place in self.reads]))
+        return self.find(self._rows(index))
+
+    @functools.cached_property
+    def _rows(self) -> Callable[[Sequence[int]], Index]:
+        # itemgetter makes a tuple of two or more.
+        return itemgetter(*self.reads) if len(self.reads) > 1 else lambda index: tuple(index[i] for i in self.reads)
 
 
 class Finders:

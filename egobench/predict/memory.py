@@ -42,10 +42,10 @@ VARYING: Final = frozenset(("dynamic", "bucketed", "packed"))
 
 def _most(sums: tuple[Linear, ...], size: Linear) -> float:
     _, position, image, score, supervised, chunk = size
-    return max(
-        each[0] + each[1] * position + each[2] * image + each[3] * score + each[4] * supervised + each[5] * chunk
-        for each in sums
-    )
+    most = 0.0
+    for a, b, c, d, e, f in sums:  # 200,000 times in a large plan: a generator takes twice as long
+        most = max(most, a + b * position + c * image + d * score + e * supervised + f * chunk)
+    return most
 
 
 def outside_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:

@@ -68,9 +68,9 @@ class Part:
     """What products made is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What a micro-step has to do."""
+    """What a micro-step has to do; made once for all cells that do the same, and told apart by identity."""
 
     forward: Pass
     backward: Pass
