@@ -27,8 +27,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from instrumentation import Silence, block, trial_of  # noqa: E402
 
-from egobench.predict.rates import LOOPS  # noqa: E402
+from egobench.predict.models import shape_of_dims  # noqa: E402
+from egobench.predict.rates import DEFAULT, LOOPS  # noqa: E402
+from egobench.predict.time import hook_ops  # noqa: E402
+from egobench.predict.work import work_of  # noqa: E402
 from egobench.probes.clock import NullClock  # noqa: E402
+from egobench.spec.axes import AXES  # noqa: E402
 from egobench.spec.dims import NAMED, ModelDims, TextDims, VisionDims  # noqa: E402
 from egobench.train.rank import Rank  # noqa: E402
 from egobench.train.setup import setup  # noqa: E402
@@ -36,8 +40,8 @@ from egobench.train.stages import Stages  # noqa: E402
 
 ACCUMULATED: Final = (1, 4)
 """Micro-steps per update: the slope between them leaves the update out."""
-MODULES: Final = 9 + 8
-"""Of a block of the LLM and one of the tower: matrices and norms."""
+COUNTING: Final = replace(DEFAULT, module_ops=1.0, unit_ops=1.0)
+"""With these rates the prediction says how many units or modules it counts, over all passes."""
 
 
 def narrow(num_blocks: int) -> ModelDims:
@@ -79,15 +83,17 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=24, help="of the LLM, and of the tower")
     parser.add_argument("--steps", type=int, default=5, help="updates per measurement, the median of three counts")
     options = parser.parse_args()
-    loop, blocks = LOOPS["egobench"], options.blocks
+    loop, blocks, shape = LOOPS["egobench"], options.blocks, shape_of_dims(narrow(options.blocks))
     for checkpointing, passes in (("none", 2), ("full", 3)):
         base = micro_step_s("single", checkpointing, blocks, options.steps)
         op_s = base / (blocks * (loop.num_ops + loop.num_tower_ops) * passes)
         print(f"checkpointing {checkpointing}: {1e3 * base:.0f} ms a micro-step, {1e6 * op_s:.1f} us an operation")
-        for strategy, what, number in (
-            ("fsdp", "unit", 2 * (2 * blocks + 2)),
-            ("zero3", "module", passes * blocks * MODULES),
-        ):
+        todo = work_of(
+            shape, {name: axis.default for name, axis in AXES.items()} | {"checkpointing": checkpointing}, "plain"
+        )
+        assert todo is not None
+        for strategy, what in (("fsdp", "unit"), ("zero3", "module")):
+            number = hook_ops(todo, strategy, "egobench", loop, COUNTING)
             more = micro_step_s(strategy, checkpointing, blocks, options.steps) - base
             print(f"  {strategy}: {1e3 * more:.0f} ms more, {1e3 * more / number:.2f} ms or "
                   f"{more / number / op_s:.0f} operations per {what} and pass")  # fmt: skip

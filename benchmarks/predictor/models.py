@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from egobench.hardware import GPUS, Gpu
+from egobench.predict.models import shape_of_dims
 from egobench.predict.shapes import LlmShape, ModelShape, TowerShape, text_only
 from egobench.spec.dims import NAMED
 
@@ -23,17 +24,6 @@ def _llm(
 
 def _mpt(hidden: int, layers: int, heads: int) -> ModelShape:
     return _llm(hidden, layers, heads, heads, 4 * hidden, 50368, is_tied=True, is_gated=False)
-
-
-def _named(name: str) -> ModelShape:
-    dims = NAMED[name]
-    vision, text = dims.vision, dims.text
-    tower = TowerShape(vision.hidden, vision.layers, vision.heads, vision.ffn, vision.image_px, vision.patch_px, 3)
-    llm = LlmShape(
-        text.hidden, text.layers, text.heads, text.kv_heads, text.hidden // text.heads, text.ffn, text.vocab,
-        dims.is_tied,
-    )  # fmt: skip
-    return ModelShape(tower, llm, 0.5)
 
 
 def _llava(llm: ModelShape) -> ModelShape:
@@ -101,7 +91,10 @@ MODELS: Final[dict[str, ModelShape]] = {
     "Falcon 40 B": _llm(8192, 60, 128, 8, 32768, 65024, is_tied=True, is_gated=False),
     "LLaVA-1.5-7B": _llava(LLAMA_2_7B),
     "LLaVA-1.5-13B": _llava(LLAMA_2_13B),
-    **{f"InternVL3-{size}": _named(f"internvl3-{size.lower()}") for size in ("1B", "2B", "8B", "14B", "38B")},
+    **{
+        f"InternVL3-{size}": shape_of_dims(NAMED[f"internvl3-{size.lower()}"])
+        for size in ("1B", "2B", "8B", "14B", "38B")
+    },
 }  # fmt: skip
 """Name in the rows -> shape."""
 

@@ -125,8 +125,8 @@ def predict_time(setting: Setting, rates: Rates = DEFAULT) -> Time | None:
     groups = channels(machine, num_gpus, strategy == "fsdp" and axes["sharding"] == "hybrid_shard", rates)
     if todo is None or fast is None or groups is None:
         return None
-    num_hook_ops = _hook_ops(todo, strategy, SOFTWARE[setting.software].fsdp, fast.loop.joins_qkv, rates)
-    micro = _micro_step(todo, fast, setting.usual, is_aimed, num_hook_ops, rates)
+    hooks = hook_ops(todo, strategy, setting.software, fast.loop, rates)
+    micro = _micro_step(todo, fast, setting.usual, is_aimed, hooks, rates)
     return _update(setting, todo, fast, micro, groups, rates)
 
 
@@ -151,13 +151,13 @@ class Micro:
         return self.tower + self.llm + self.head + self.attention + self.elementwise + self.recompute + self.launch
 
 
-def _hook_ops(todo: Work, strategy: str, fsdp: int, joins_qkv: bool, rates: Rates) -> float:
+def hook_ops(todo: Work, strategy: str, software: str, loop: Loop, rates: Rates) -> float:
     """Return what the hooks of sharded parameters cost the host in a micro-step, in operations."""
     if strategy == "zero3":
-        joined = 2 * (todo.llm.num_blocks + todo.llm.num_adapted_again) if joins_qkv else 0.0
+        joined = 2 * (todo.llm.num_blocks + todo.llm.num_adapted_again) if loop.joins_qkv else 0.0
         modules = (todo.llm.num_modules - joined) * _passes(todo.llm) + todo.tower.num_modules * _passes(todo.tower)
         return rates.module_ops * modules
-    return rates.unit_ops * todo.num_units * 2 if strategy == "fsdp" and fsdp == 2 else 0.0
+    return rates.unit_ops * todo.num_units * 2 if strategy == "fsdp" and SOFTWARE[software].fsdp == 2 else 0.0
 
 
 def _passes(part: Part) -> float:
@@ -165,7 +165,7 @@ def _passes(part: Part) -> float:
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def _micro_step(todo: Work, fast: Speed, batch: Batch, is_aimed: bool, num_hook_ops: float, rates: Rates) -> Micro:
+def _micro_step(todo: Work, fast: Speed, batch: Batch, is_aimed: bool, hooks: float, rates: Rates) -> Micro:
     positions = batch.num_rows * batch.width
     logits = batch.num_supervised if is_aimed else positions
     first, back, again, llm = todo.forward, todo.backward, todo.again, todo.llm
@@ -189,7 +189,7 @@ def _micro_step(todo: Work, fast: Speed, batch: Batch, is_aimed: bool, num_hook_
     recompute = share * math.hypot(first.position * positions / fast.llm_flops, moved)
     recompute += again.score * batch.num_scores / fast.scores_flops + llm.again * elementwise / fast.bytes_per_s
     tower = 0.0
-    num_ops = num_hook_ops + fast.loop.num_ops * llm.num_blocks * _passes(llm)
+    num_ops = hooks + fast.loop.num_ops * llm.num_blocks * _passes(llm)
     num_adapters = llm.num_adapters - (llm.num_adapted_again if fast.loop.joins_qkv else 0.0)
     num_ops += fast.loop.num_adapter_ops * num_adapters * (2 + llm.again)
     if batch.num_images:
