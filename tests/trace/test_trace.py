@@ -60,10 +60,11 @@ def trace(folder: Path, request: TraceRequest) -> Traced:
     return traced
 
 
-def _assert_same(traced: Traced, real: Traced) -> None:
+def _assert_same(traced: Traced, real: Traced, *, spread_bytes: int = 0) -> None:
     assert parts_of(traced) == parts_of(real)
-    beside = {mine.peak_bytes - own.peak_bytes for own, mine in zip(traced.phases, real.phases, strict=True)}
-    assert len(beside) == 1 and 0 <= beside.pop() <= BESIDE_BYTES
+    beside = [mine.peak_bytes - own.peak_bytes for own, mine in zip(traced.phases, real.phases, strict=True)]
+    assert min(beside) >= 0 and max(beside) <= BESIDE_BYTES
+    assert max(beside) - min(beside) <= spread_bytes
 
 
 def _real_rank(axes: dict[str, Any], folder: Path, rank: Rank) -> Any:
@@ -86,7 +87,8 @@ def test_ranks_that_are_not_there_take_what_real_ones_do(tmp_path: Path, axes: d
     axes = {"gpus": 2, "micro_batch_size": 2, **axes}
     said = in_ranks(2, tmp_path, functools.partial(_real_rank, axes), timeout_s=400)
     real, shapes = said[1]  # the rank that is traced
-    _assert_same(trace(tmp_path, request_of(trial_of(tmp_path, axes), shapes)), real)
+    # Gloo's threads let go of what they sent when they get to it: a number of one phase may last into the next one.
+    _assert_same(trace(tmp_path, request_of(trial_of(tmp_path, axes), shapes)), real, spread_bytes=ROUND_BYTES)
 
 
 def test_the_optimizer_holds_two_moments_of_every_parameter(tmp_path: Path) -> None:
