@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from egobench.hardware import GPUS, find_gpu
 from egobench.predict.lengths import Samples
@@ -17,6 +17,14 @@ from egobench.spec.site import Site
 from egobench.spec.workload import Workload
 
 
+class Batches(NamedTuple):
+    """The micro-batches of some rows: the largest of an epoch, the mean, and the least that the largest can be."""
+
+    longest: Batch
+    usual: Batch
+    least: Batch
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What all cells of one workload on one site share; made once, because it reads the model's config.json."""
@@ -26,6 +34,7 @@ class Surroundings:
     machine: Machine
 
     _known: dict[tuple[int, int], tuple[ModelShape, Samples]] = field(default_factory=dict, repr=False, compare=False)
+    _batches: dict[tuple[Any, ...], Batches] = field(default_factory=dict, repr=False, compare=False)
 
     def samples(self, axes: Mapping[str, Any]) -> Samples:
         """Return the training samples as a cell sees them."""
@@ -35,20 +44,29 @@ class Surroundings:
         """Return a cell as predictors take it; `num_rows`: its micro-batch, where the cell leaves it to a search."""
         if num_rows is None:
             num_rows = 1 if axes["micro_batch_size"] == MAX else int(axes["micro_batch_size"])
-        shape, samples = self._at(axes)
-        padding = str(axes["padding"])
+        shape, _ = self._at(axes)
+        batches = self._batches_of(axes, num_rows)
         return Setting(
             shape=shape,
             axes={**axes, "micro_batch_size": num_rows},
-            longest=samples.longest(num_rows, padding),
-            usual=samples.usual(num_rows, padding),
+            longest=batches.longest,
+            usual=batches.usual,
             machine=self.machine,
         )
 
     def least(self, setting: Setting) -> Batch:
         """Return the smallest largest micro-batch that the samples of a cell can come to."""
-        num_rows, padding = int(setting.axes["micro_batch_size"]), str(setting.axes["padding"])
-        return self.samples(setting.axes).least(num_rows, padding)
+        return self._batches_of(setting.axes, int(setting.axes["micro_batch_size"])).least
+
+    def _batches_of(self, axes: Mapping[str, Any], num_rows: int) -> Batches:
+        key = axes["image_px"], axes["max_length"], num_rows, axes["padding"]
+        found = self._batches.get(key)
+        if found is None:
+            samples, padding = self._at(axes)[1], str(axes["padding"])
+            found = self._batches[key] = Batches(
+                samples.longest(num_rows, padding), samples.usual(num_rows, padding), samples.least(num_rows, padding)
+            )
+        return found
 
     def _at(self, axes: Mapping[str, Any]) -> tuple[ModelShape, Samples]:
         key = int(axes["image_px"]), int(axes["max_length"])

@@ -12,7 +12,7 @@ from egobench.predict.answer import Memory, Time
 from egobench.predict.expected import Surroundings, surroundings_of
 from egobench.predict.figures import SHIPPED, Figures
 from egobench.predict.lengths import Samples
-from egobench.predict.memory import predict_memory
+from egobench.predict.memory import predict_range
 from egobench.predict.models import Unknown
 from egobench.predict.setting import Setting
 from egobench.predict.time import predict_time
@@ -162,9 +162,7 @@ class Forecaster:
 
     def look_at(self, setting: Setting, *, is_timed: bool = True) -> Looked:
         """Predict a setting of this workload in all its parts."""
-        memory = predict_memory(setting, self.figures.constants)
-        batch = self._around.least(setting)
-        least = memory if batch == setting.longest else predict_memory(setting, self.figures.constants, batch)
+        memory, least = predict_range(setting, self.figures.constants, self._around.least(setting))
         return Looked(setting, memory, least, predict_time(setting, self.figures.rates) if is_timed else None)
 
     def samples(self, axes: Mapping[str, Any]) -> Samples:

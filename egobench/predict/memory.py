@@ -17,16 +17,31 @@ from egobench.predict.setting import Batch, Setting
 from egobench.predict.trained import ADAPTED
 
 
-def predict_memory(setting: Setting, constants: Constants = DEFAULT, batch: Batch | None = None) -> Memory:
-    """Predict the peak of the rank with the largest micro-batch; `batch`: of a rank with this one.
+def predict_memory(setting: Setting, constants: Constants = DEFAULT) -> Memory:
+    """Predict the peak of the rank with the largest micro-batch.
 
     Raises:
         InvalidInput: the setting has a size that is no size, or names software that is not known.
     """
-    largest = batch or setting.longest
-    found, size = _pieces_of(setting, constants, largest), _size(setting, largest)
-    peak = _most(found.allocated, size)
-    outside = outside_bytes(setting, constants)
+    largest = setting.longest
+    return _memory(setting, constants, _pieces_of(setting, constants, largest), largest)
+
+
+def predict_range(setting: Setting, constants: Constants, least: Batch) -> tuple[Memory, Memory]:
+    """Predict the peak of the rank with the largest micro-batch, and of one with the least that it can be."""
+    largest = setting.longest
+    if least == largest:
+        memory = predict_memory(setting, constants)
+        return memory, memory
+    found = _pieces_of(setting, constants, largest)
+    # Only where the loss is made in chunks do pieces depend on the batch.
+    other = found if setting.axes["loss"] == "plain" else _pieces_of(setting, constants, least)
+    return _memory(setting, constants, found, largest), _memory(setting, constants, other, least)
+
+
+def _memory(setting: Setting, constants: Constants, found: Pieces, batch: Batch) -> Memory:
+    size = _size(setting, batch)
+    peak, outside = _most(found.allocated, size), outside_bytes(setting, constants)
     return Memory(
         allocated_bytes=peak,
         reserved_low_bytes=peak + outside,

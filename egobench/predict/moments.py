@@ -9,6 +9,7 @@ second one, of attention.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -76,6 +77,7 @@ class Cast:
     loads_whole: bool
     workspace_bytes: float
 
+    @functools.cached_property
     def before(self) -> list[Named]:
         """Return what is there when a forward pass begins."""
         held = self.held
@@ -88,8 +90,9 @@ class Cast:
 
     def after(self, name: str, gradients: float) -> list[Named]:
         """Return what is there when some gradients are."""
-        return self.before() if self.held.gradients_kept else [*self.before(), (name, Linear(gradients))]
+        return self.before if self.held.gradients_kept else [*self.before, (name, Linear(gradients))]
 
+    @functools.cached_property
     def seen(self) -> list[Named]:
         """Return the activations of the tower and of the projector."""
         tower, each = self.tower, self.tower_positions
@@ -98,11 +101,12 @@ class Cast:
             ("activations of the projector", Linear(image=self.projector)),
         ]
 
+    @functools.cached_property
     def activations(self) -> list[Named]:
         """Return all that is kept until the LLM goes back."""
         llm = self.llm
         kept = Linear(position=llm.kept, score=llm.kept_scores, supervised=llm.aimed)
-        return [*self.seen(), ("activations of the LLM", kept)]
+        return [*self.seen, ("activations of the LLM", kept)]
 
     def tower_work(self) -> Linear:
         """Return what a block of the tower needs for itself."""
@@ -118,7 +122,7 @@ def moments(cast: Cast) -> tuple[Moment, ...]:
     """Return every moment that may be the peak, the update last."""
     held = cast.held
     gradients: list[Named] = [
-        *(part for part in cast.before() if part[0] != "gradients"),
+        *(part for part in cast.before if part[0] != "gradients"),
         ("gradients", Linear(held.gradients)),
     ]
     loading: list[Moment] = []
@@ -132,7 +136,7 @@ def moments(cast: Cast) -> tuple[Moment, ...]:
             "tower",
             (
                 *cast.after("gradients of the LLM", held.blocks_gradients),
-                *cast.seen(),
+                *cast.seen,
                 ("a block of the tower", cast.tower_work()),
                 (GATHERED_BACK, Linear(held.gathered.tower)),
             ),
@@ -144,7 +148,7 @@ def moments(cast: Cast) -> tuple[Moment, ...]:
 
 def _at_head(cast: Cast) -> tuple[Moment, ...]:
     held, whole = cast.held, cast.held.gathered
-    before, activations = cast.before(), cast.activations()
+    before, activations = cast.before, cast.activations
     kept = ("activations at the head", Linear(supervised=cast.head) if cast.is_aimed else Linear(position=cast.head))
     # What was received is there beside the weights that are made of it, as long as the head is at work.
     received, gathered = (GATHERED, Linear(whole.forward + whole.received)), (GATHERED, Linear(whole.forward))
@@ -172,9 +176,9 @@ def _in_llm(cast: Cast) -> tuple[Moment, ...]:
     waiting: list[Named] = []
     if cast.waits:
         waiting = [("gradients of checkpoints that FSDP waits with", Linear(position=llm.streams))]
-    after_head = [*cast.after("gradient of the head", held.head_gradient), *cast.activations(), last_casts, *waiting]
+    after_head = [*cast.after("gradient of the head", held.head_gradient), *cast.activations, last_casts, *waiting]
     after_head.append((GATHERED_BACK, Linear(whole.last)))
-    after_llm = [*cast.after("gradients of the LLM", held.blocks_gradients), *cast.seen(), *waiting]
+    after_llm = [*cast.after("gradients of the LLM", held.blocks_gradients), *cast.seen, *waiting]
     after_llm += [(CASTS, Linear(held.block_casts + of_tower)), (GATHERED_BACK, Linear(whole.first))]
     fixed, last, first = held.dequantised, "last block of the LLM", "first block of the LLM"
     made = [
