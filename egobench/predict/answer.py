@@ -53,7 +53,7 @@ class Memory:
         """Return every moment that may be the peak, with its parts."""
         return self.detail()
 
-    @property
+    @functools.cached_property
     def peak(self) -> Phase:
         """Return the moment of the peak."""
         return max(self.phases, key=lambda phase: phase.total_bytes)
