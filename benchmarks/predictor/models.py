@@ -38,6 +38,8 @@ LLAMA_3_70B: Final = _llm(8192, 80, 64, 8, 28672, 128256)
 MISTRAL_7B: Final = _llm(4096, 32, 32, 8, 14336, 32000)
 QWEN_14B: Final = _llm(5120, 40, 40, 40, 13696, 152064)
 QWEN_72B: Final = _llm(8192, 80, 64, 64, 24576, 152064)
+QWEN_7B: Final = _llm(4096, 32, 32, 32, 11008, 151936)
+QWEN2_7B: Final = _llm(3584, 28, 28, 4, 18944, 152064)
 YI_34B: Final = _llm(7168, 60, 56, 8, 20480, 64000)
 
 MODELS: Final[dict[str, ModelShape]] = {
@@ -75,7 +77,7 @@ MODELS: Final[dict[str, ModelShape]] = {
     "MPT-30b": _mpt(7168, 48, 56),
     "MPT-70b": _mpt(8192, 80, 64),
     "qwen-1_8b-chat": _llm(2048, 24, 16, 16, 5504, 151936),
-    "qwen-7b-chat": _llm(4096, 32, 32, 32, 11008, 151936),
+    "qwen-7b-chat": QWEN_7B,
     "qwen-14b-chat": QWEN_14B,
     "qwen-14b-chat (2*A100)": QWEN_14B,
     "qwen-72b-chat": QWEN_72B,
@@ -89,6 +91,19 @@ MODELS: Final[dict[str, ModelShape]] = {
     "phi-1.5 1.3 B": _llm(2048, 24, 32, 32, 8192, 51200, is_gated=False),
     "StableLM Alpha 3 B": _llm(4096, 16, 32, 32, 16384, 50688, is_gated=False),
     "Falcon 40 B": _llm(8192, 60, 128, 8, 32768, 65024, is_tied=True, is_gated=False),
+    "Qwen2-7B": QWEN2_7B,
+    "Qwen3-8B": _llm(4096, 36, 32, 8, 12288, 151936, head_dim=128),
+    "Gemma-7B": _llm(3072, 28, 16, 16, 24576, 256000, is_tied=True, head_dim=256),
+    "Phi-3-mini": _llm(3072, 32, 32, 32, 8192, 32064),
+    **{
+        f"GPT3-{size}": _llm(hidden, layers, heads, heads, 4 * hidden, 50264, is_tied=True, is_gated=False)
+        for size, hidden, layers, heads in (
+            ("125M", 768, 12, 12), ("355M", 1024, 24, 16), ("760M", 1536, 24, 16), ("1.3B", 2048, 24, 16),
+            ("2.7B", 2560, 32, 20),
+        )
+    },
+    # Its tower is OpenCLIP's bigG; 256 learned queries read it, which two matrices stand for here.
+    "Qwen-VL": ModelShape(TowerShape(1664, 48, 16, 8192, 448, 14, 3), QWEN_7B.llm, 0.5),
     "LLaVA-1.5-7B": _llava(LLAMA_2_7B),
     "LLaVA-1.5-13B": _llava(LLAMA_2_13B),
     **{
@@ -126,6 +141,7 @@ PUBLISHED_GPUS: Final[dict[str, Gpu]] = {
     "RTX4090": GPUS["RTX4090-24GB"],
     "RTX3090-280W": GPUS["RTX3090-24GB"],
     "A6000": GPUS["RTX A6000-48GB"],
+    "L40S-48GB": GPUS["L40S-48GB"],
     "L40-48GB": _gpu("L40-48GB", 48, 0.864, 181, "PCIe4", 31),
     "A5000-24GB": _gpu("RTX A5000-24GB", 24, 0.768, 111, "PCIe4", 31),
     "RTX6000Ada-48GB": _gpu("RTX 6000 Ada-48GB", 48, 0.96, 364, "PCIe4", 31),

@@ -129,6 +129,12 @@ SOFTWARE: Final[dict[str, Software]] = {
     "litgpt": Software(loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64),
     "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
     "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),
+    # ljm565/universal-llm-trainer: its loss copies 16-bit logits without the last position; two gradients going back.
+    "universal_trainer": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
+    "universal_trainer_joined": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
+    # Liger's loss makes its gradients in the forward pass from chunks of logits, about hidden / vocabulary of them.
+    "hf_liger": dataclasses.replace(_FMS, plain_logits=(0.3, 0.1), upcasts_norms=False),
+    "xtuner": _FMS,
     "internvl": Software(plain_logits=(14.0, 14.0), adapter_bytes=4, keeps_16_bit=True),
 }
 """Name -> loop. `hf` is HF Trainer with PEFT; the others are the stacks of published measurements."""

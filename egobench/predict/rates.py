@@ -197,6 +197,11 @@ LOOPS: Final[dict[str, Loop]] = {
     "swift_qwen": _JOINED,
     "swift_gptq_qwen": _JOINED,
     "swift_bnb_qwen": _JOINED,
+    "universal_trainer": replace(_EAGER, logit_bytes=24.0),
+    "universal_trainer_joined": replace(_JOINED, logit_bytes=24.0),
+    "hf_liger": replace(_FUSED, gated_bytes=6.0, logit_bytes=24.0),
+    # It replaces norms and rotations by kernels, not the loss.
+    "xtuner": replace(_EAGER, norm_bytes=8.0, rope_bytes=8.0, num_ops=30.0),
     "fsdp_qlora": replace(_EAGER, adapter_in_bytes=8.0, adapter_units=2.0),
 }
 """Name of a loop (`constants.SOFTWARE`) -> its speed; those that are missing are transformers in eager mode."""
