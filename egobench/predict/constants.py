@@ -129,6 +129,9 @@ SOFTWARE: Final[dict[str, Software]] = {
     "litgpt": Software(loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64),
     "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
     "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),
+    # Qwen's own code makes its loss of 16-bit logits, where nothing autocasts it: under DeepSpeed.
+    "qwen": dataclasses.replace(_SWIFT, plain_logits=(6.0, 6.0)),
+    "qwen_gptq": dataclasses.replace(_SWIFT, plain_logits=(6.0, 6.0), **_GPTQ),
     # ljm565/universal-llm-trainer: its loss copies 16-bit logits without the last position; two gradients going back.
     "universal_trainer": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
     "universal_trainer_joined": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),

@@ -29,7 +29,9 @@ class Formats:
     master: int
     """A copy that the optimizer updates beside the weights, which ZeRO has beside fp32 ones too; 0: none."""
     is_autocast: bool
-    """Weights and inputs are cast at every product."""
+    """Inputs are cast at every product."""
+    casts_weights: bool = False
+    """So are trained weights; FSDP has them in 16 bits before autocast sees them."""
 
 
 def formats(precision: str, strategy: str, software: Software) -> Formats:
@@ -37,7 +39,7 @@ def formats(precision: str, strategy: str, software: Software) -> Formats:
     if precision in HALF:
         adapter = software.adapter_bytes or 2
         frozen = 4 if software.is_stream_fp32 else 2
-        return Formats(2, 2, frozen, 2, frozen, adapter, 2, 2, 0, is_autocast=adapter != 2 and False)
+        return Formats(2, 2, frozen, 2, frozen, adapter, 2, 2, 0, is_autocast=False)
     if precision not in AUTOCAST:
         return Formats(4, 4, 4, 4, 4, 4, 4, 4, 4 if strategy in ZERO else 0, is_autocast=False)
     if strategy in ZERO:
@@ -45,4 +47,4 @@ def formats(precision: str, strategy: str, software: Software) -> Formats:
     is_cast = strategy != "fsdp" or software.fsdp == 1
     frozen = 2 if software.keeps_16_bit and not software.is_stream_fp32 else 4
     stream = frozen if is_cast else 2
-    return Formats(4, 2, frozen, 2, stream, 4, 4, 4, 0, is_autocast=is_cast)
+    return Formats(4, 2, frozen, 2, stream, 4, 4, 4, 0, is_autocast=is_cast, casts_weights=strategy != "fsdp")

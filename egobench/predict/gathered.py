@@ -41,7 +41,7 @@ class Gathered:
 
 def gathered(count: Counts, form: Formats, strategy: str, sharding: str, shards: int, loop: Software) -> Gathered:
     """Return what is whole, by the moment."""
-    cast = 2.0 if form.is_autocast and form.trained == 4 else 0.0
+    cast = 2.0 * form.casts_weights
     is_alone = shards == 1 and (strategy == "zero3" or loop.fsdp == 1)  # FSDP 2 copies into 16 bits even so
     if is_alone or strategy not in ("fsdp", "zero3"):
         return Gathered(head=cast * count.head_trained)  # autocast's gradient, before it is fp32

@@ -48,7 +48,7 @@ def _aimed(
 ) -> tuple[Linear, Linear, Linear]:
     """Return the same of a head that makes the loss at supervised positions, a chunk at a time."""
     vocab, wide = float(shape.llm.vocab), form.compute
-    head, is_trained, is_cast = count.head, count.head_trained > 0, form.is_autocast and form.trained == 4
+    head, is_trained, is_cast = count.head, count.head_trained > 0, form.casts_weights
     # 16-bit logits, their fp32 copy, the log-softmax; going back the softmax, the gradient and its cast.
     chunk = vocab * (8.0 + wide % 4)
     cast = 2.0 * head if is_cast and is_trained else 0.0

@@ -131,7 +131,7 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
             is_aimed=is_aimed,
             llm_share=_kept_share(choice.checkpointing),
             tower_share=_kept_share(seen),
-            waits=loop.keeps_streams and held.gathered.is_any and count.trained == 0,
+            waits=loop.keeps_streams and choice.strategy == "fsdp" and held.gathered.is_any and count.trained == 0,
             loads_whole=loop.loads_whole,
             workspace_bytes=constants.workspace_bytes,
         )

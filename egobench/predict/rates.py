@@ -106,13 +106,15 @@ KERNELS: Final[dict[str, tuple[float, float, bool]]] = {
     "flash_attention_3": (0.60, 0.60, True),
     "sdpa_cudnn": (0.60, 0.55, True),
     "sdpa_efficient": (0.40, 0.25, True),
+    "masked": (0.40, 0.25, False),
     "flex": (0.50, 0.35, True),
     "triton": (0.317, 0.178, True),
     "eager": (0.60, 0.50, False),
 }
 """Attention kernel -> of the bf16 peak, forward and backward together, before Hopper and from Hopper on; and whether it
-skips what a causal mask hides. Source: the FlashAttention-2 and -3 papers' figures for 128-wide heads; `triton` is that
-of llm-foundry, fitted on Mosaic's long sequences."""
+skips what a causal mask hides. `masked` is what `sdpa` falls to where a loop passes a mask (ours never does).
+Source: the FlashAttention-2 and -3 papers' figures for 128-wide heads; `triton` is that of llm-foundry, fitted on
+Mosaic's long sequences."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,10 @@ LOOPS: Final[dict[str, Loop]] = {
     "swift_qwen": _JOINED,
     "swift_gptq_qwen": _JOINED,
     "swift_bnb_qwen": _JOINED,
-    "universal_trainer": replace(_EAGER, logit_bytes=24.0),
-    "universal_trainer_joined": replace(_JOINED, logit_bytes=24.0),
+    "qwen": replace(_JOINED, logit_bytes=24.0),
+    "qwen_gptq": replace(_JOINED, logit_bytes=24.0),
+    "universal_trainer": replace(_EAGER, logit_bytes=24.0, kernel="masked"),
+    "universal_trainer_joined": replace(_JOINED, logit_bytes=24.0, kernel="masked"),
     "hf_liger": replace(_FUSED, gated_bytes=6.0, logit_bytes=24.0),
     # It replaces norms and rotations by kernels, not the loss.
     "xtuner": replace(_EAGER, norm_bytes=8.0, rope_bytes=8.0, num_ops=30.0),

@@ -120,7 +120,7 @@ def states(
         per = dict.fromkeys(per, 0.0)
     elif offload == "optimizer":
         per |= {"moments": 0.0, "step_temporary": 0.0}
-    cast = 2.0 if form.is_autocast and form.trained == 4 else 0.0
+    cast = 2.0 * form.casts_weights
     is_buffered = is_whole and form.gradient == 4  # its buffers stay from one micro-step to the next
     own = per["gradients"] if is_in_pieces and is_accumulated else 0.0
     return States(

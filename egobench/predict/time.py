@@ -18,6 +18,7 @@ from egobench.predict.rates import (
     DEFAULT,
     DEFAULT_FRACTION,
     FP8_FRACTION,
+    GDDR,
     KERNELS,
     MATMUL_FRACTIONS,
     Loop,
@@ -56,6 +57,8 @@ class Speed:
     """Of the full square: what a causal mask hides counts as done."""
     tower_scores_flops: float
     bytes_per_s: float
+    streamed_bytes_per_s: float
+    """The same of an update, which passes over weights and moments that no cache holds."""
     scalar_flops: float
     number_bytes: float
     """Of what products read and write."""
@@ -101,6 +104,7 @@ def _speed(
         scores_flops=peak * scores * (2.0 if hides else 1.0),
         tower_scores_flops=peak * tower_scores,
         bytes_per_s=bandwidth * rates.bandwidth_fraction * BANDWIDTHS.get(gpu, 1.0),
+        streamed_bytes_per_s=bandwidth * rates.bandwidth_fraction * min(GDDR, BANDWIDTHS.get(gpu, 1.0)),
         scalar_flops=scalar,
         number_bytes=4.0 if is_wide else 2.0,
         stream_bytes=4.0 if is_wide or is_autocast else 2.0,
@@ -292,7 +296,7 @@ def _optimizer(todo: Work, axes: Mapping[str, Any], fast: Speed, rates: Rates, g
     update = accesses * number if accesses else 3 * number + 4.0
     summed = todo.trained + todo.adapters if strategy in ("single", "ddp", "zero1") else own
     sums = (int(axes["num_accumulation_steps"]) - 1) * SUM_ACCESSES * number * summed
-    return (own * (update + CLIP_ACCESSES * number) + sums) / fast.bytes_per_s
+    return (own * (update + CLIP_ACCESSES * number) + sums) / fast.streamed_bytes_per_s
 
 
 def _offloaded(todo: Work, axes: Mapping[str, Any], sent: Traffic, rates: Rates) -> float:

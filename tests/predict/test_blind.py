@@ -1,15 +1,20 @@
-"""The page of the blind test is made again, and its table is read whole."""
+"""The pages of the blind tests are made again, and their tables are read whole."""
 
 from __future__ import annotations
 
 import csv
+from typing import Any
 
-from benchmarks.predictor import blind
+import pytest
+
+from benchmarks.predictor import blind, unseen
 
 
-def test_the_committed_page_is_made_again() -> None:
-    """If this fails: python -m benchmarks.predictor.blind."""
-    assert (blind.HERE / "blind.md").read_text(encoding="utf-8") == blind.page()
+@pytest.mark.parametrize("test", [blind, unseen])
+def test_the_committed_page_is_made_again(test: Any) -> None:
+    """If this fails: python -m benchmarks.predictor.blind, or unseen."""
+    name = test.__name__.rsplit(".", 1)[-1]
+    assert (test.HERE / f"{name}.md").read_text(encoding="utf-8") == test.page()
 
 
 def test_every_row_is_scored_or_left_out_and_none_that_ran_is_an_out_of_memory() -> None:
@@ -18,3 +23,13 @@ def test_every_row_is_scored_or_left_out_and_none_that_ran_is_an_out_of_memory()
     scored = list(blind.score())
     assert len(scored) == sum(method not in blind.LEFT_OUT for method in methods) == 63
     assert all(one.verdict != "predicted_oom" for one in scored)
+
+
+def test_no_unseen_run_that_failed_is_said_to_fit() -> None:
+    scored = list(unseen.score())
+    with unseen.TABLE.open(encoding="utf-8") as stream:
+        assert len(scored) == len(stream.readlines()) - 1 == 55
+    assert all(one.verdict != "fits" for one in scored if one.status == "oom")
+    # Liger's loss hardly depends on how long the samples are, which its page does not say.
+    liger = [abs(one.memory_error or 1) for one in scored if one.name.endswith("hf_liger")]
+    assert len(liger) == 9 and max(liger) < 0.06
