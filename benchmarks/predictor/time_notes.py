@@ -20,7 +20,7 @@ NOTES: Final = [
     "- Judged rows that were seen before a number was settled: FlashAttention-2 on Hopper (0.42 became the 335 TFLOP/s",
     "  of its paper, after torchtitan's 32k row), an L40's share of its peak (that of an RTX 4090), the share of PCIe",
     "  (after L40), bytes of eager attention (20 became 24) and Qwen's joined q, k, v (after swift's ratios), that",
-    "  torchtune's chunked loss repeats no logits, and that an update on Ada finds nothing in its cache (after PEFT's).",
+    "  torchtune's chunked loss repeats no logits, and an update on Ada finds nothing in its cache (after PEFT's).",
     "- Of the judged pairs, 13 with and without checkpointing share one run (swift); most of n to 2n GPUs are L40s,",
     "  whose link is not stated.",
     "- Rows that state samples/s of unknown length (swift, LLaVA) are judged by ratios alone, litgpt's",

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from egobench.errors import InvalidInput
@@ -344,6 +343,13 @@ WHERE = st.dictionaries(st.sampled_from(list(VALUES)), st.integers(0, 2), min_si
     zipped=st.booleans(),
     include=st.booleans(),
 )
+@example(  # a way into a circle
+    depends=[{"where": {"gpus": one}, "parent": {"gpus": other}} for one, other in ((4, 2), (2, 1), (1, 2))],
+    exclude=[],
+    drills=[],
+    zipped=False,
+    include=False,
+)
 def test_agrees_with_every_point_asked_alone(
     tmp_path_factory: pytest.TempPathFactory,
     depends: list[dict[str, Any]],
@@ -401,13 +407,12 @@ def parents_one_by_one(sweep: Sweep, depends: list[dict[str, Any]]) -> dict[str,
         if not chosen:
             return None
     for start in found:
-        at = start
-        for _ in itertools.count():
-            if at not in found:
-                break
+        seen, at = {start}, start
+        while at in found:
             at = found[at]
-            if at == start:
+            if at in seen:  # a circle, which need not begin where we did
                 return None
+            seen.add(at)
     return found
 
 
