@@ -138,6 +138,10 @@ SOFTWARE: Final[dict[str, Software]] = {
     # Liger's loss makes its gradients in the forward pass from chunks of logits, about hidden / vocabulary of them.
     "hf_liger": dataclasses.replace(_FMS, plain_logits=(0.3, 0.1), upcasts_norms=False),
     "xtuner": _FMS,
+    # prime-rl's reinforcement loop: chunks of 2,048 tokens of the vocabulary, their fp32 copies and gradients.
+    "prime_rl": Software(plain_logits=(0.2, 0.2), sums_in_fp32=True),
+    # torchtune of May 2024: logits are made fp32 at once, copied without the last position, and kept by the loop.
+    "torchtune_first": Software(repeats_kv=True, plain_logits=(8.0, 12.0), fsdp=1, keeps_streams=True),
     "internvl": Software(plain_logits=(14.0, 14.0), adapter_bytes=4, keeps_16_bit=True),
 }
 """Name -> loop. `hf` is HF Trainer with PEFT; the others are the stacks of published measurements."""

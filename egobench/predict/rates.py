@@ -196,6 +196,7 @@ LOOPS: Final[dict[str, Loop]] = {
     ),
     "torchtitan": _TITAN,
     "torchtune": _TITAN,
+    "torchtune_first": _TITAN,
     "swift_qwen": _JOINED,
     "swift_gptq_qwen": _JOINED,
     "swift_bnb_qwen": _JOINED,

@@ -57,7 +57,7 @@ def dense(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     return whole
 
 
-@pytest.mark.parametrize("kind", ["awq", "fp8_static"])
+@pytest.mark.parametrize("kind", [pytest.param("awq", marks=pytest.mark.slow), "fp8_static"])
 def test_the_folder_stands_for_the_model(
     kind: str, calibration: CalibrationSet, asked: CalibrationSet, tmp_path: Path
 ) -> None:

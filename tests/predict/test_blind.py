@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.predictor import blind, unseen
+from benchmarks.predictor import blind, rows, unseen
 
 
 @pytest.mark.parametrize("test", [blind, unseen])
@@ -26,7 +26,7 @@ def test_every_row_is_scored_or_left_out_and_none_that_ran_is_an_out_of_memory()
 
 
 def test_no_unseen_run_that_failed_is_said_to_fit() -> None:
-    scored = list(unseen.score())
+    scored = list(rows.score(unseen.TABLE))
     with unseen.TABLE.open(encoding="utf-8") as stream:
         assert len(scored) == len(stream.readlines()) - 1 == 55
     assert all(one.verdict != "fits" for one in scored if one.status == "oom")

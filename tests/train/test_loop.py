@@ -23,7 +23,8 @@ def test_training_learns(tmp_path: Path) -> None:
     assert steps[-1].loss < 0.6 * steps[0].loss
     assert summary.num_trainable_parameters == summary.num_parameters > 1_000_000
     assert summary.peak_allocated_bytes is None
-    assert 0 < (summary.peak_rss_growth_bytes or 0) < 2**31
+    # Not more than nothing where this process had freed as much before: tests/probes measure what must show.
+    assert summary.peak_rss_growth_bytes is not None and 0 <= summary.peak_rss_growth_bytes < 2**31
 
 
 def test_a_trial_leaves_provenance_and_every_prediction(tmp_path: Path) -> None:

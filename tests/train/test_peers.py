@@ -49,6 +49,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(ours, read_lines(paths.rank_steps(0), StepRecord), read_run(paths, 1))
 
 
+@pytest.mark.slow
 def test_the_losses_are_the_same(both: Both) -> None:
     assert len(both.theirs) == len(both.ours) == RECIPE["num_steps"]
     assert [step.loss for step in both.theirs] == pytest.approx([step.loss for step in both.ours], rel=1e-4)
@@ -58,11 +59,13 @@ def test_the_losses_are_the_same(both: Both) -> None:
     assert both.ours[-1].loss < both.ours[0].loss
 
 
+@pytest.mark.slow
 def test_the_same_tokens_are_counted(both: Both) -> None:
     for name in ("num_samples", "image_tokens", "text_tokens", "supervised_tokens", "padding_tokens", "learning_rate"):
         assert [getattr(step, name) for step in both.theirs] == [getattr(step, name) for step in both.ours], name
 
 
+@pytest.mark.slow
 def test_its_run_is_read_as_one_of_ours(both: Both) -> None:
     measures = both.run.measures
     assert measures is not None and measures.num_steps == RECIPE["num_steps"]

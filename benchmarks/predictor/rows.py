@@ -1,0 +1,140 @@
+"""Blind tests on rows of a CSV file that says how each run was read, and what was measured."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.predictor.error_lines import error_head, error_line
+from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
+from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
+from egobench.predict.setting import Batch, Machine, Setting
+from egobench.predict.time import predict_time
+from egobench.records.predicted import VerdictName
+from egobench.spec.axes import AXES
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One row; None where nothing was measured or nothing is predicted."""
+
+    source: str
+    name: str
+    status: str
+    verdict: VerdictName
+    measured_bytes: float | None
+    predicted_bytes: float
+    measured_per_s: float | None
+    predicted_per_s: float | None
+
+    @property
+    def memory_error(self) -> float | None:
+        """Return predicted over measured, less one."""
+        return _error(self.predicted_bytes, self.measured_bytes)
+
+    @property
+    def time_error(self) -> float | None:
+        """Return the same of tokens/s."""
+        return _error(self.predicted_per_s, self.measured_per_s)
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    return None if predicted is None or measured is None else predicted / measured - 1
+
+
+def setting_of(row: dict[str, str]) -> Setting:
+    """Return what a row is taken to be."""
+    rows, shape, gpus = int(row["micro_batch"]), MODELS[row["model"]], int(row["gpus"])
+    axes = {name: axis.default for name, axis in AXES.items()} | {
+        "workload": "published", "gpus": gpus, "micro_batch_size": rows,
+        "num_accumulation_steps": int(row["accumulation"]), "padding": "max", "projector": "frozen",
+        "lora_rank": int(row["lora_rank"] or 0), "lora_targets": row["lora_targets"],
+        "compile": row.get("compile") or "off",
+        **{name: row[name] for name in ("method", "strategy", "precision", "optimizer", "attention", "checkpointing")},
+    }  # fmt: skip
+
+    def batch(width: int) -> Batch:
+        tokens = float(rows * width)
+        return Batch(rows, width, rows * float(row["images"]), tokens, tokens, tokens * width)
+
+    machine = Machine(PUBLISHED_GPUS[row["gpu"]], 8)
+    return Setting(shape, axes, batch(int(row["longest"])), batch(int(row["usual"])), machine, row["software"])
+
+
+MEMORY_OF: Final[dict[str, Callable[[Setting], float]]] = {
+    "": lambda setting: predict_memory(setting).allocated_bytes,
+    "allocated": lambda setting: predict_memory(setting).allocated_bytes,
+    # With expandable segments the allocator wastes next to nothing.
+    "expandable": lambda setting: predict_memory(setting).allocated_bytes,
+    "reserved": reserved_bytes,
+    "nvidia_smi": lambda setting: reserved_bytes(setting) + outside_bytes(setting),
+}
+"""What was measured -> its counterpart."""
+
+
+def score(table: Path) -> Iterator[Scored]:
+    """Predict every row."""
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        setting = setting_of(row)
+        time = predict_time(setting)
+        yield Scored(
+            source=row["source"],
+            name=f"{row['model']} {row['method']} {row['strategy']} {row['gpus']}x{row['gpu']}, {row['micro_batch']} x "
+            f"{row['longest']}, {row['software']}",
+            status=row["status"],
+            verdict=predict_memory(setting).verdict,
+            measured_bytes=float(row["memory_bytes"]) if row["memory_bytes"] else None,
+            predicted_bytes=MEMORY_OF[row["memory_kind"]](setting),
+            measured_per_s=float(row["tokens_per_s"]) if row["tokens_per_s"] else None,
+            predicted_per_s=None if time is None else time.tokens_per_s,
+        )
+
+
+def _lines(scored: Iterable[Scored], error_of: Callable[[Scored], float | None]) -> list[str]:
+    errors: dict[str, list[float]] = {}
+    for one in scored:
+        error = error_of(one)
+        if error is not None:
+            errors.setdefault(one.source, []).append(error)
+    lines = [error_line(name, errors=found) for name, found in errors.items()]
+    together = error_line("**all**", errors=[error for found in errors.values() for error in found])
+    return ["", *error_head("rows"), *lines, together, ""]
+
+
+def _figures(measured: float | None, predicted: float | None, unit: float, error: float | None) -> str:
+    if measured is None or predicted is None or error is None:
+        return " | | "
+    digits = 1 if unit > 1 else 0
+    return f"{measured / unit:,.{digits}f} | {predicted / unit:,.{digits}f} | {error:+.0%}"
+
+
+def page_of(table: Path, heading: str, first_run: str, left_out: str) -> str:
+    """Return the page of a table."""
+    scored = list(score(table))
+    counts = {
+        status: ", ".join(
+            f"{sum(one.verdict == name and one.status == status for one in scored)} {said}"
+            for name, said in (("fits", "to fit"), ("risky", "to be risky"), ("predicted_oom", "to be out of memory"))
+        )
+        for status in ("ok", "oom")
+    }
+    rows = [
+        f"| {one.source}: {one.name} "
+        f"| {_figures(one.measured_bytes, one.predicted_bytes, 1e9, one.memory_error)} "
+        f"| {_figures(one.measured_per_s, one.predicted_per_s, 1, one.time_error)} |"
+        for one in scored
+    ]
+    return "\n".join(
+        [
+            *(heading, first_run, "## Memory, as predicted now", *_lines(scored, lambda one: one.memory_error)),
+            f"Of those that ran, {counts['ok']}; of those that failed, {counts['oom']}.",
+            *("", "## Tokens/s, as predicted now", *_lines(scored, lambda one: one.time_error)),
+            *("## Every row", "", "| row | measured GB | predicted | error | tokens/s | predicted | error |"),
+            *("|---|---|---|---|---|---|---|", *rows, "", "## Left out", "", left_out),
+        ]
+    )
