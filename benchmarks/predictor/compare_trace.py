@@ -26,12 +26,12 @@ from egobench.plan.cells import expand
 from egobench.plan.expand import sweep_of, to_cell
 from egobench.predict.constants import DEFAULT
 from egobench.predict.memory import predict_memory
+from egobench.predict.models import Unknown, at_px, shape_of_model
 from egobench.predict.setting import Batch, Machine, Setting
-from egobench.predict.shapes import LlmShape, ModelShape, TowerShape
+from egobench.predict.shapes import ModelShape
 from egobench.records.trace import Traced, TracedBatch, TraceRequest, TraceRequests
 from egobench.records.trial import Cell
 from egobench.spec.axes import MAX
-from egobench.spec.dims import NAMED
 from egobench.spec.matrix import load_matrix
 
 NUM_SUPERVISED: Final = 16
@@ -90,18 +90,23 @@ def setting_of(asked: Asked, num_blocks: int | None) -> Setting:
     gpu = find_gpu(GPU)
     assert gpu is not None
     machine = Machine(gpu, asked.gpus_per_node)
-    return Setting(_shape(asked.cell, num_blocks), axes | {"micro_batch_size": number}, batch, batch, machine)
+    return Setting(_shape(asked, num_blocks), axes | {"micro_batch_size": number}, batch, batch, machine)
 
 
-def _shape(cell: Cell, num_blocks: int | None) -> ModelShape:
-    dims = NAMED[str(cell.workload.model.name)]
-    vision, text = dims.vision, dims.text
-    image_px = cell.workload.image_px or vision.image_px
-    layers = [one.layers if num_blocks is None else min(one.layers, num_blocks) for one in (vision, text)]
-    tower = TowerShape(vision.hidden, layers[0], vision.heads, vision.ffn, image_px, vision.patch_px, 3)
-    head_dim = text.hidden // text.heads
-    llm = LlmShape(text.hidden, layers[1], text.heads, text.kv_heads, head_dim, text.ffn, text.vocab, dims.is_tied)
-    return ModelShape(tower, llm, 0.5)
+def _shape(asked: Asked, num_blocks: int | None) -> ModelShape:
+    workload = asked.cell.workload
+    shape = shape_of_model(workload.model, Path(asked.folder))
+    if isinstance(shape, Unknown):
+        raise SystemExit(f"{asked.cell.cell_id}: {shape.because}")
+    shape = at_px(shape, workload.image_px or shape.tower.image_px)
+    if num_blocks is None:
+        return shape
+    tower, llm = shape.tower, shape.llm
+    return dataclasses.replace(
+        shape,
+        tower=dataclasses.replace(tower, layers=min(tower.layers, num_blocks)),
+        llm=dataclasses.replace(llm, layers=min(llm.layers, num_blocks)),
+    )
 
 
 def traces_of(cells: Sequence[Asked], given: argparse.Namespace) -> list[Traced]:

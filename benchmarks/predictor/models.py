@@ -16,9 +16,10 @@ from egobench.spec.dims import NAMED
 
 def _llm(
     hidden: int, layers: int, heads: int, kv_heads: int, ffn: int, vocab: int, *,
-    is_tied: bool = False, is_gated: bool = True, head_dim: int = 0,
+    is_tied: bool = False, is_gated: bool = True, head_dim: int = 0, has_qk_norm: bool = False,
 ) -> ModelShape:  # fmt: skip
-    shape = LlmShape(hidden, layers, heads, kv_heads, head_dim or hidden // heads, ffn, vocab, is_tied, is_gated)
+    head_dim = head_dim or hidden // heads
+    shape = LlmShape(hidden, layers, heads, kv_heads, head_dim, ffn, vocab, is_tied, is_gated, has_qk_norm)
     return text_only(shape)
 
 
@@ -92,9 +93,9 @@ MODELS: Final[dict[str, ModelShape]] = {
     "StableLM Alpha 3 B": _llm(4096, 16, 32, 32, 16384, 50688, is_gated=False),
     "Falcon 40 B": _llm(8192, 60, 128, 8, 32768, 65024, is_tied=True, is_gated=False),
     "Qwen2-7B": QWEN2_7B,
-    "Qwen3-0.6B": _llm(1024, 28, 16, 8, 3072, 151936, is_tied=True, head_dim=128),
-    "Qwen3-4B": _llm(2560, 36, 32, 8, 9728, 151936, is_tied=True, head_dim=128),
-    "Qwen3-8B": _llm(4096, 36, 32, 8, 12288, 151936, head_dim=128),
+    "Qwen3-0.6B": _llm(1024, 28, 16, 8, 3072, 151936, is_tied=True, head_dim=128, has_qk_norm=True),
+    "Qwen3-4B": _llm(2560, 36, 32, 8, 9728, 151936, is_tied=True, head_dim=128, has_qk_norm=True),
+    "Qwen3-8B": _llm(4096, 36, 32, 8, 12288, 151936, head_dim=128, has_qk_norm=True),
     "Gemma-7B": _llm(3072, 28, 16, 16, 24576, 256000, is_tied=True, head_dim=256),
     "Phi-3-mini": _llm(3072, 32, 32, 32, 8192, 32064),
     **{

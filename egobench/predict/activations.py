@@ -125,6 +125,16 @@ def _norm(width: int, is_trained: bool, needs: bool, how: How, is_layer_norm: bo
     return float(4 * width + (stream * width if is_trained else 0))
 
 
+def _qk_norm(width: int, is_trained: bool, needs: bool, how: How) -> float:
+    """Return what the RMSNorms of queries and keys keep, which are what products have made."""
+    if not needs:
+        return 0.0
+    compute = how.form.compute
+    if how.is_compiled or not how.upcasts_norms:
+        return float(compute * width)
+    return float(4 * width + (compute * width if is_trained else 0))
+
+
 def _scores(part: TowerShape | LlmShape, how: How) -> tuple[float, float]:
     """Return (kept, while going back) of eager attention per score of one head.
 
@@ -177,8 +187,10 @@ def _attention(
     is_llm, form, hidden = isinstance(part, LlmShape), how.form, part.hidden
     keys = part.kv_heads * part.head_dim if isinstance(part, LlmShape) else hidden
     width, wide = part.attention_width, form.stream == 4
-    is_layer_norm = not (isinstance(part, LlmShape) and part.is_gated)
-    saved = _norm(hidden, is_norm_trained, has_graph or is_norm_trained, how, is_layer_norm)
+    saved = _norm(hidden, is_norm_trained, has_graph or is_norm_trained, how, not part.is_rms)
+    if part.has_qk_norm:
+        needs = has_graph or is_norm_trained or any(one.is_any for one in trainings[:2])
+        saved += _qk_norm(width + keys, is_norm_trained, needs, how)
     repeated = width if how.repeats_kv or (how.attention == EAGER and is_llm) else keys
     saved += form.compute * (width + 2 * repeated) + 4 * part.heads
     is_kept = how.attention != EAGER
@@ -193,7 +205,7 @@ def _attention(
 def _network(part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, how: How) -> float:
     form, hidden, ffn = how.form, part.hidden, part.ffn
     is_gated = isinstance(part, LlmShape) and part.is_gated
-    saved = _norm(hidden, is_norm_trained, True, how, not is_gated)
+    saved = _norm(hidden, is_norm_trained, True, how, not part.is_rms)
     inner = 2 if is_gated else 1
     # Gate, its SiLU, and up; a compiler computes the SiLU again. GELU keeps its input.
     saved += form.compute * ffn * (2 if is_gated and how.is_compiled else 3 if is_gated else 1)

@@ -103,7 +103,8 @@ _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=
 
 SOFTWARE: Final[dict[str, Software]] = {
     "egobench": Software(aims=True, sums_in_fp32=True),
-    "hf": _FMS,
+    # Since transformers 4.45 labels are moved instead of logits, and since 4.48 keys are not repeated without a mask.
+    "hf": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False),
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),
     "fms_bnb": _FMS,
@@ -138,7 +139,9 @@ SOFTWARE: Final[dict[str, Software]] = {
     # Liger's loss makes its gradients in the forward pass from chunks of logits, about hidden / vocabulary of them.
     "hf_liger": dataclasses.replace(_FMS, plain_logits=(0.3, 0.1), upcasts_norms=False),
     "xtuner": _FMS,
-    # prime-rl's reinforcement loop: chunks of 2,048 tokens of the vocabulary, their fp32 copies and gradients.
+    # prime-rl keeps what its model returns, fp32 logits among it, while the loss goes back.
+    "prime_sft": Software(plain_logits=(12.0, 16.0), sums_in_fp32=True),
+    # Its reinforcement loop: chunks of 2,048 tokens of the vocabulary, their fp32 copies and gradients.
     "prime_rl": Software(plain_logits=(0.2, 0.2), sums_in_fp32=True),
     # torchtune of May 2024: logits are made fp32 at once, copied without the last position, and kept by the loop.
     "torchtune_first": Software(repeats_kv=True, plain_logits=(8.0, 12.0), fsdp=1, keeps_streams=True),

@@ -39,7 +39,7 @@ def _everywhere(
         forward = back = loop.compiled_logits
     if loss != "plain":
         forward = back = loop.chunked_logits
-    after = wide if loss == "plain" else 0.0
+    after = min(wide, back) if loss == "plain" else 0.0
     return Linear(position=forward * vocab), Linear(position=back * vocab), Linear(position=after * vocab)
 
 
@@ -48,10 +48,10 @@ def _aimed(
 ) -> tuple[Linear, Linear, Linear]:
     """Return the same of a head that makes the loss at supervised positions, a chunk at a time."""
     vocab, wide = float(shape.llm.vocab), form.compute
-    head, is_trained, is_cast = count.head, count.head_trained > 0, form.casts_weights
+    head, is_trained, is_cast = count.head, count.head_trained > 0, form.casts_weights and count.cast_head(form) > 0
     # 16-bit logits, their fp32 copy, the log-softmax; going back the softmax, the gradient and its cast.
     chunk = vocab * (8.0 + wide % 4)
-    cast = 2.0 * head if is_cast and is_trained else 0.0
+    cast = 2.0 * head * is_cast
     if loss == "fused_linear":  # Liger's gradients are made in the forward pass
         summed, rows = ((4.0 + wide) * head if is_trained else 0.0), wide * shape.llm.hidden
         made = Linear(summed, supervised=rows)
@@ -64,5 +64,5 @@ def _aimed(
     else:
         summed = (copy + 12.0) * head
     # The logits' gradient is there while the weight's is added up; their softmax has gone by then.
-    back = Linear(cast + summed, chunk=wide * vocab) if is_trained else Linear(chunk=chunk)
+    back = Linear(cast + summed, chunk=wide * vocab) if is_trained else Linear(cast, chunk=chunk)
     return Linear(cast, chunk=chunk), back, Linear()

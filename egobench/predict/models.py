@@ -41,6 +41,9 @@ def shape_of_dims(dims: ModelDims) -> ModelShape:
             image_px=vision.image_px,
             patch_px=vision.patch_px,
             channels=3,
+            has_qk_norm=vision.qk_norm,
+            is_rms=vision.norm == "rms_norm",
+            has_attention_bias=vision.attention_bias,
         ),
         LlmShape(
             hidden=text.hidden,
@@ -51,6 +54,7 @@ def shape_of_dims(dims: ModelDims) -> ModelShape:
             ffn=text.ffn,
             vocab=text.vocab,
             is_tied=dims.is_tied,
+            has_attention_bias=True,
         ),
         DOWNSAMPLE,
     )

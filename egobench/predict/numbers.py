@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from egobench.predict.formats import Formats
 from egobench.predict.shapes import HEAD, LLM, PROJECTOR, TOWER, Matrix, ModelShape
 from egobench.predict.trained import ADAPTED, Trained, trained_by
 
@@ -45,6 +46,10 @@ class Counts:
         """Return everything that an optimizer updates, adapters included."""
         return self.trained + self.adapters
 
+    def cast_head(self, form: Formats) -> float:
+        """Return the numbers of a head that is in 32 bits: trained, or a frozen one that is the embedding."""
+        return self.head_trained or (self.head if self.embedding == 0 and form.frozen_other == 4 else 0.0)
+
 
 def size_of(matrix: Matrix) -> int:
     """Return the numbers of a linear layer."""
@@ -63,10 +68,8 @@ def counts(shape: ModelShape, method: str, projector: str, rank: int, targets: s
 def _others(shape: ModelShape) -> dict[str, int]:
     """Return the numbers that belong to no matrix: norms, layer scales, positions, the embedding."""
     tower, llm = shape.tower, shape.llm
-    found = {f"{TOWER}.embeddings": (tower.num_positions + 1) * tower.hidden} if tower.layers else {}
-    # Two norms with biases, two layer scales, and the biases of six matrices.
-    found |= {tower.block(index): 11 * tower.hidden + tower.ffn for index in range(tower.layers)}
-    found |= {llm.block(index): 2 * llm.hidden for index in range(llm.layers)}
+    found = {f"{TOWER}.embeddings": (tower.num_positions + 2) * tower.hidden} if tower.layers else {}
+    found |= {part.block(index): part.num_others for part in (tower, llm) for index in range(part.layers)}
     found[f"{LLM}.norm"] = llm.hidden
     if shape.tower.layers:
         found[PROJECTOR] = 2 * int(tower.hidden / shape.downsample_ratio**2) + 2 * llm.hidden
@@ -123,9 +126,9 @@ def _count(shape: ModelShape, trained: Trained, method: str) -> Counts:
         trained_blocks=of_blocks,
         trained_tower=of_tower,
         head_trained=head_trained,
-        block=(0 if quantised else block) + 2 * llm.hidden + first,
+        block=(0 if quantised else block) + llm.num_others + first,
         block_quantised=block if quantised else 0,
-        block_trained=(block + 2 * llm.hidden if last in trained.others else 0) + first,
+        block_trained=(block + llm.num_others if last in trained.others else 0) + first,
         tower_block=sum(map(size_of, shape.tower.matrices().values())) if shape.tower.layers else 0,
         head=head,
         embedding=embedding,

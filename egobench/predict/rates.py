@@ -159,6 +159,8 @@ class Loop:
     """Gradients of 16-bit training are summed in fp32."""
     adapter_units: float = 0.0
     """Units that a sharded model has more for every adapted matrix: PEFT's wrapping policy makes two of an adapter."""
+    compiles_loss: bool = False
+    """A compiled model's loss is compiled too."""
     gather_copies: float = 4.0
     """Bytes that FSDP moves in its own memory for every number that it gathers or reduces."""
 
@@ -166,7 +168,9 @@ class Loop:
 _EAGER: Final = Loop()
 _FUSED: Final = replace(_EAGER, norm_bytes=8.0, rope_bytes=8.0, logit_bytes=20.0, adapter_in_bytes=8.0, num_ops=30.0)
 # Its `selective op` recomputes every other product.
-_TITAN: Final = replace(_EAGER, selective_share=0.5, rope_bytes=20.0, layout_bytes=2.0, num_ops=35.0)
+_TITAN: Final = replace(
+    _EAGER, compiles_loss=True, selective_share=0.5, rope_bytes=20.0, layout_bytes=2.0, num_ops=35.0
+)
 _KBIT: Final = replace(_EAGER, norm_bytes=40.0, residual_bytes=12.0, adapter_in_bytes=25.0)
 
 _FMS: Final = replace(_EAGER, adapter_units=2.0)
@@ -225,6 +229,13 @@ def loop_of(software: str, compile: str) -> Loop:
 
 
 _COMPILED: Final = {
-    loop: replace(loop, **{name: min(value, getattr(loop, name)) for name, value in COMPILED.items()})
+    loop: replace(
+        loop,
+        **{
+            name: min(value, getattr(loop, name))
+            for name, value in COMPILED.items()
+            if loop.compiles_loss or name != "logit_bytes"
+        },
+    )
     for loop in {*LOOPS.values(), _EAGER}
 }

@@ -40,6 +40,18 @@ class TowerShape:
     image_px: int
     patch_px: int
     channels: int
+    has_qk_norm: bool = False
+    """Queries and keys are normalised before their scores."""
+    is_rms: bool = False
+    """Its norms are RMSNorms, which transformers writes out operation by operation."""
+    has_attention_bias: bool = True
+
+    @property
+    def num_others(self) -> int:
+        """Return the numbers of a block that belong to no matrix: norms, layer scales and biases."""
+        # Two norms (with biases, but for RMSNorms), two layer scales, biases of three matrices or six; two more norms.
+        vectors = 2 * (1 + (not self.is_rms)) + 2 + 2 + 3 * self.has_attention_bias + 2 * self.has_qk_norm
+        return vectors * self.hidden + self.ffn
 
     @property
     def num_patches(self) -> int:
@@ -93,6 +105,21 @@ class LlmShape:
     """The head is the embedding's matrix."""
     is_gated: bool = True
     """Three matrices of a feed-forward network (SwiGLU); else two (GELU), as older models have."""
+    has_qk_norm: bool = False
+    """Queries and keys are normalised head by head (Qwen3)."""
+    has_attention_bias: bool = False
+    """Queries, keys and values have a bias (Qwen2)."""
+
+    @property
+    def num_others(self) -> int:
+        """Return the numbers of a block that belong to no matrix: norms and biases."""
+        biases = (self.heads + 2 * self.kv_heads) * self.head_dim * self.has_attention_bias
+        return 2 * self.hidden + 2 * self.head_dim * self.has_qk_norm + biases
+
+    @property
+    def is_rms(self) -> bool:
+        """Tell whether its norms are RMSNorms: models with a gate have them."""
+        return self.is_gated
 
     @property
     def attention_width(self) -> int:
@@ -203,6 +230,9 @@ def _tower(vision: Mapping[str, Any]) -> TowerShape:
         image_px=_side(vision["image_size"]),
         patch_px=_side(vision["patch_size"]),
         channels=int(vision.get("num_channels", 3)),
+        has_qk_norm=bool(vision.get("use_qk_norm", False)),
+        is_rms=vision.get("norm_type", "layer_norm") == "rms_norm",
+        has_attention_bias=bool(vision.get("attention_bias", False)),
     )
 
 
@@ -218,6 +248,8 @@ def _llm(text: Mapping[str, Any], config: Mapping[str, Any]) -> LlmShape:
         vocab=int(text["vocab_size"]),
         # Said at the top in what transformers writes today, in the text part by older versions; its default is tied.
         is_tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        has_qk_norm=text["model_type"] == "qwen3",
+        has_attention_bias=text["model_type"] == "qwen2" or bool(text.get("attention_bias", False)),
     )
 
 

@@ -219,12 +219,14 @@ def elementwise_bytes(part: Part, fast: Speed, is_gated: bool, is_llm: bool) -> 
     inputs = part.adapted_in - (part.adapted_again if loop.joins_qkv else 0.0)
     adapters = inputs * loop.adapter_in_bytes + part.adapted_out * loop.adapter_out_bytes
     if not is_llm:
-        norm = loop.tower_norm_bytes
-        stream = part.hidden * (2 * norm + 4 * loop.residual_bytes)  # a scale in front of each of both additions
+        norm = loop.norm_bytes if part.is_rms else loop.tower_norm_bytes
+        # A scale is in front of each of both additions.
+        stream = part.hidden * (2 * norm + 4 * loop.residual_bytes) + part.normed * loop.norm_bytes
         inner = (part.heads + part.values) * loop.layout_bytes + part.ffn * loop.plain_bytes
         return wide * (stream + inner) + adapters
     stream = part.hidden * (2 * loop.norm_bytes + 2 * loop.residual_bytes * wide)
     rotated = part.heads * loop.rope_bytes + (part.heads + part.values) * loop.layout_bytes
+    stream += part.normed * loop.norm_bytes
     inner = rotated + part.ffn * (loop.gated_bytes if is_gated else loop.plain_bytes)
     return stream + inner * fast.number_bytes / 2.0 + adapters
 

@@ -45,6 +45,8 @@ class Part:
     """Numbers of its matrices, once a micro-step."""
     hidden: float
     """Hidden size, summed over blocks."""
+    normed: float
+    """Width of queries and keys that are normalised."""
     heads: float
     """Width of queries and keys."""
     values: float
@@ -66,6 +68,7 @@ class Part:
     """Share of the blocks whose elementwise operations are recomputed."""
     is_selective: bool
     """What products made is kept."""
+    is_rms: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,6 +213,7 @@ def _part(
         products=layers * sum(one.inputs + one.outputs for one in matrices),
         weights=layers * sum(one.inputs * one.outputs for one in matrices),
         hidden=layers * part.hidden,
+        normed=layers * (part.attention_width + keys) * part.has_qk_norm,
         heads=layers * (part.attention_width + keys),
         values=layers * keys,
         ffn=layers * part.ffn,
@@ -223,6 +227,7 @@ def _part(
         back=num_back / layers if layers else 0.0,
         again=again / layers if layers else 0.0,
         is_selective=is_selective,
+        is_rms=part.is_rms,
     )
 
 

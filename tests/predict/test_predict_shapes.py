@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from egobench.models.internvl import EGOTINY, config_of
+from egobench.predict.numbers import counts
 from egobench.predict.shapes import LlmShape, TowerShape, shape_of
 from egobench.spec.dims import NAMED
 
@@ -32,7 +33,8 @@ def test_a_checkpoints_file_and_its_config_say_the_same() -> None:
         hidden=128, layers=3, heads=4, ffn=256, image_px=64, patch_px=8, channels=3
     )  # fmt: skip
     assert shape.llm == LlmShape(
-        hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=384, vocab=768, is_tied=False
+        hidden=128, layers=3, heads=4, kv_heads=2, head_dim=32, ffn=384, vocab=768, is_tied=False,
+        has_attention_bias=True,
     )  # fmt: skip
     assert shape.num_image_tokens == 16
 
@@ -56,6 +58,29 @@ def test_matrices_are_the_models(name: str) -> None:
     shape = shape_of(made.to_dict())
     assert shape is not None
     assert {name: (matrix.inputs, matrix.outputs) for name, matrix in shape.matrices().items()} == found
+    assert counts(shape, "full", "trained", 0, "").trained == sum(one.numel() for one in model.parameters())
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_every_number_of_a_model_with_norms_of_queries_is_counted(is_tied: bool) -> None:
+    import torch
+    from transformers import InternVLConfig
+
+    from egobench.models.internvl import FAMILY
+
+    text = {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 768}
+    vision = {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False}
+    read = config()
+    made = InternVLConfig(
+        vision_config=read["vision_config"] | vision,
+        text_config={**read["text_config"], **text},
+        tie_word_embeddings=is_tied,
+    )
+    with torch.device("meta"):
+        model = FAMILY._from_config(made, attn_implementation="eager", dtype=torch.bfloat16)
+    shape = shape_of(made.to_dict())
+    assert shape is not None and shape.llm.has_qk_norm and shape.tower.has_qk_norm
+    assert counts(shape, "full", "trained", 0, "").trained == sum(one.numel() for one in model.parameters())
 
 
 @pytest.mark.parametrize(

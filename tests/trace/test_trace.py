@@ -6,15 +6,23 @@ import functools
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tracing import really, request_of, some_batch, trial_of
-from training_trials import in_ranks
+from training_trials import in_ranks, make_trial
+from transformers import InternVLConfig
 
-from egobench.records.trace import Traced, TraceRequest, TraceRequests
+from egobench.hardware import find_gpu
+from egobench.predict.constants import DEFAULT
+from egobench.predict.memory import predict_memory
+from egobench.predict.models import shape_of_file
+from egobench.predict.setting import Batch, Machine, Setting
+from egobench.predict.shapes import ModelShape
+from egobench.records.trace import Traced, TracedBatch, TraceRequest, TraceRequests
 from egobench.trace import pool
 from egobench.trace.identity import digest_of
 from egobench.trace.storages import ROUND_BYTES
@@ -111,6 +119,25 @@ def test_a_gpu_keeps_softmax_in_fp32_and_has_no_fused_kernel_for_grouped_heads_i
     assert kept("cuda", precision="bf16", attention="eager") > kept("cpu", precision="bf16", attention="eager")
     assert kept("cuda", attention="sdpa") > kept("cpu", attention="sdpa")
     assert kept("cuda", precision="bf16", attention="sdpa") == kept("cpu", precision="bf16", attention="sdpa")
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_closed_form_knows_norms_of_queries_and_a_tied_head(tmp_path: Path, method: str) -> None:
+    vision = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 1024}
+    vision |= {"image_size": [64, 64], "patch_size": [8, 8], "norm_type": "rms_norm", "use_qk_norm": True}
+    text = {"model_type": "qwen3", "hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8}
+    text |= {"num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 1536, "vocab_size": 8192}
+    InternVLConfig(vision_config=vision, text_config=text, tie_word_embeddings=True).save_pretrained(tmp_path)
+    axes = {"precision": "bf16", "method": method, "attention": "sdpa_flash", "loss": "chunked"}
+    trial = make_trial(tmp_path, axes=axes, model={"path": str(tmp_path)})
+    batch = TracedBatch(num_rows=4, width=512, num_images=4, num_supervised=64, lengths=(512,) * 4)
+    traced = trace(tmp_path, request_of(trial, batch, "cuda"))
+    shape, gpu = shape_of_file(tmp_path / "config.json"), find_gpu("A100-80GB SXM")
+    assert isinstance(shape, ModelShape) and shape.llm.is_tied and gpu is not None
+    same = Batch(4, 512, 4, 64, 2048, 4 * 512**2)
+    setting = Setting(shape, trial.cell.axes, same, same, Machine(gpu, 8))
+    memory = predict_memory(setting, replace(DEFAULT, workspace_bytes=0.0))
+    assert memory.allocated_bytes == pytest.approx(traced.peak_bytes, rel=0.04)
 
 
 def asked(folder: Path, *requests: TraceRequest, limit_s: float = 60) -> TraceRequests:
