@@ -50,7 +50,7 @@ What it taught:
   not known at all. **Mended since, and held against traces of our own loop**: a tied InternVL with Qwen3 was 13 % low
   in full training and 21 % with adapters, and is within 4 %; the 38B's training without checkpointing was 2.3 % low,
   and is within 0.4 %.
-- **transformers since 4.48** neither copies logits without their last position nor repeats keys: ms-swift's plain
+- **Today's transformers** neither copies logits without their last position nor repeats keys: ms-swift's plain
   loss was 12 % high, and is 7 %. **Mended since** (`hf`).
 - The smallest model is 26 to 112 % too fast: products a thousand wide do not fill an H100, and its reinforcement loop
   makes logits in 75 pieces. From 4B on 2 to 40 %. Left.

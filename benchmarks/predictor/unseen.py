@@ -49,7 +49,7 @@ fit; 5 that ran were said to be out of memory.** The goal (memory 3 % and 10 %, 
 What it taught:
 - **FSDP 1 with autocast** was given 16-bit copies of all trained weights, which FSDP has in 16 bits before autocast
   sees them: 29 % high on Liger's rows. Read in torch, **mended since**; with Liger's loss, which hardly depends on
-  how long the samples are, the nine rows that had no other excuse are now within 5 %.
+  how long the samples are, the nine rows that had no other excuse are now within 6 %.
 - **ZeRO-3 with adapters** was given the gradients that FSDP 1 waits with. It has no such hooks: **mended since**.
   What is missing now (15 % of the 70B) the first blind test misses too: about 5 GB that do not depend on the length.
 - **An update on Ada** was given the bandwidth of its cache, which no weights fit into: full fine-tuning of the 3B on

@@ -103,7 +103,7 @@ _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=
 
 SOFTWARE: Final[dict[str, Software]] = {
     "egobench": Software(aims=True, sums_in_fp32=True),
-    # Since transformers 4.45 labels are moved instead of logits, and since 4.48 keys are not repeated without a mask.
+    # Today's transformers (5.x) moves labels instead of logits, and repeats no keys where there is no mask.
     "hf": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False),
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),
