@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_a_fresh_process_measures_and_asks(tmp_path: Path, egotiny: LoadedModel)
     assert done.returncode == 0, done.stderr
     result = read_document(tmp_path / "result.json", InferenceResult)
     assert result is not None and result.measures is not None and result.answers is not None
-    assert result.measures.threads == 1 and result.versions["torch"] == torch.__version__
+    assert result.measures.threads == 1 and result.versions["torch"] == version("torch")
     assert result.measures.size_on_disk_bytes == (EGOTINY / "model.safetensors").stat().st_size
     assert result.answers.num_questions == 40 and result.answers.em > 50
     assert sum(one.num_questions for one in result.categories) == 40

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def test_only_listed_variables_are_recorded(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_describes_this_machine() -> None:
     record = provenance.capture(CPU, 1)
-    assert record.packages["torch"] == torch.__version__
+    assert record.packages["torch"] == version("torch")
     assert record.num_cpus >= 1
     assert record.memory_bytes > 2**30
     assert record.cpu
