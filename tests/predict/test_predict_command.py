@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def test_the_waterfall_adds_up(explained: Explained) -> None:
     assert sum(part.time_s for part in time.parts) == pytest.approx(time.step_time_s)
     assert explained.largest is not None and explained.largest_perhaps is not None
     assert 2 <= explained.largest <= explained.largest_perhaps
+
+
+def test_the_documented_example_means_one_cell() -> None:
+    (words,) = re.findall(r"egobench predict matrix.yaml --cell (\S+)", (ROOT / "docs" / "predict.md").read_text())
+    assert words in choose(expand(load_matrix(ROOT / "matrix.yaml")), words, None)[0]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 37, 64])
