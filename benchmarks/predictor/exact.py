@@ -44,7 +44,7 @@ What it taught:
 - **A gradient of all logits** was counted for losses that never make them, at the moment the head goes back: 63 %
   high at 65,536 tokens. **Mended since**; Liger's loss and ours in chunks at supervised positions never had it.
 - **prime-rl's supervised loop** had been read as ours. It keeps what its model returns, fp32 logits among it, in a
-  variable while the loss goes back: 4 more bytes per logit. Read in its source, **read anew since**. What is left (9
+  variable while the loss goes back: 4 more bytes per logit. Read in its source, **read anew since**. What is left (8
   to 12 % low) is what an allocator with expandable segments still wastes.
 - **Norms of queries and keys** (Qwen3, and the tower of InternVL3-38B) and **a tied head that autocast casts** were
   not known at all. **Mended since, and held against traces of our own loop**: a tied InternVL with Qwen3 was 13 % low
