@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.predictor.error_lines import error_head, error_line
 from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
-from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
+from benchmarks.predictor.rows import Scored, page_of, scored_row, write
 from egobench.predict.setting import Batch, Machine, Setting
-from egobench.predict.time import predict_time
 from egobench.spec.axes import AXES
 
 HERE: Final = Path(__file__).parent
@@ -78,30 +75,6 @@ What it taught:
 LEFT_OUT: Final = {"LoRA (emb)": "adapters beside a trained embedding and head are no method of egobench"}
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One cell of the table; memory is that of one GPU."""
-
-    model: str
-    method: str
-    length: int
-    measured_bytes: float
-    predicted_bytes: float
-    verdict: str
-    measured_per_s: float
-    predicted_per_s: float | None
-
-    @property
-    def memory_error(self) -> float:
-        """Return predicted over measured, less one."""
-        return self.predicted_bytes / self.measured_bytes - 1
-
-    @property
-    def time_error(self) -> float | None:
-        """Return the same of tokens/s; None where nothing is predicted."""
-        return None if self.predicted_per_s is None else self.predicted_per_s / self.measured_per_s - 1
-
-
 def setting_of(row: dict[str, str]) -> Setting:
     """Return what a row is taken to be: rows padded to their length, full checkpointing, FlashAttention-2."""
     software, own = METHODS[row["method"]]
@@ -121,61 +94,23 @@ def score() -> Iterator[Scored]:
     with TABLE.open(newline="", encoding="utf-8") as stream:
         rows = [row for row in csv.DictReader(stream) if row["method"] not in LEFT_OUT]
     for row in rows:
-        setting = setting_of(row)
-        gpus, time = setting.axes["gpus"], predict_time(setting)
-        yield Scored(
-            model=row["model"],
-            method=row["method"],
-            length=int(row["length"]),
-            measured_bytes=float(row["memory_g"]) * 1e9 / gpus,
-            predicted_bytes=reserved_bytes(setting) + outside_bytes(setting),
-            verdict=predict_memory(setting).verdict,
-            measured_per_s=NUM_MICRO_STEPS * int(row["length"]) * gpus / float(row["s_per_it"]),
-            predicted_per_s=None if time is None else time.tokens_per_s,
+        setting, length = setting_of(row), int(row["length"])
+        gpus = int(setting.axes["gpus"])
+        yield scored_row(
+            f"{row['model']} {row['method']}",
+            f"{length:,} tokens",
+            setting,
+            "nvidia_smi",
+            float(row["memory_g"]) * 1e9 / gpus,
+            NUM_MICRO_STEPS * length * gpus / float(row["s_per_it"]),
         )
 
 
 def page() -> str:
     """Return the page."""
-    scored = list(score())
-    memory: dict[str, list[float]] = {}
-    speed: dict[str, list[float]] = {}
-    for one in scored:
-        memory.setdefault(f"{one.model} {one.method}", []).append(one.memory_error)
-        if one.time_error is not None:
-            speed.setdefault(f"{one.model} {one.method}", []).append(one.time_error)
-    head = error_head("rows")
-    verdicts = {name: sum(one.verdict == name for one in scored) for name in ("fits", "risky", "predicted_oom")}
-    lines = [
-        *(HEADING, FIRST_RUN, "## Memory, as predicted now", "", *head),
-        *(error_line(name, errors=errors) for name, errors in memory.items()),
-        error_line("**all**", errors=[error for errors in memory.values() for error in errors]),
-        "",
-        f"All of these ran: {verdicts['fits']} are said to fit, {verdicts['risky']} to be risky, "
-        f"{verdicts['predicted_oom']} to be out of memory.",
-        *("", "## Tokens/s, as predicted now", "", *head),
-        *(error_line(name, errors=errors) for name, errors in speed.items()),
-        error_line("**all**", errors=[error for errors in speed.values() for error in errors]),
-        *("", "## Every row", ""),
-        "| row | tokens | measured GiB | predicted GiB | tokens/s | predicted |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in scored:
-        said = "" if one.predicted_per_s is None else f"{one.predicted_per_s:,.0f}"
-        lines.append(
-            f"| {one.model} {one.method} | {one.length:,} | {one.measured_bytes / 2**30:.1f} "
-            f"| {one.predicted_bytes / 2**30:.1f} | {one.measured_per_s:,.0f} | {said} |"
-        )
-    lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in LEFT_OUT.items()), ""]
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Write and print the page."""
-    text = page()
-    (HERE / "blind.md").write_text(text, encoding="utf-8")
-    print(text)
+    left_out = "".join(f"- {name}: {why}\n" for name, why in LEFT_OUT.items())
+    return page_of(list(score()), HEADING, FIRST_RUN, left_out)
 
 
 if __name__ == "__main__":
-    main()
+    write(HERE / "blind.md", page())

@@ -1,9 +1,12 @@
-"""Blind tests on rows of a CSV file that says how each run was read, and what was measured."""
+"""Blind tests: published rows, each with what is predicted of it, and the page of them.
+
+`score` reads tables that say how each run was read; a table of another form makes its own `Scored`.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -64,15 +67,36 @@ def setting_of(row: dict[str, str]) -> Setting:
     return Setting(shape, axes, batch(int(row["longest"])), batch(int(row["usual"])), machine, row["software"])
 
 
+def _allocated(setting: Setting) -> float:
+    return predict_memory(setting).allocated_bytes
+
+
 MEMORY_OF: Final[dict[str, Callable[[Setting], float]]] = {
-    "": lambda setting: predict_memory(setting).allocated_bytes,
-    "allocated": lambda setting: predict_memory(setting).allocated_bytes,
-    # With expandable segments the allocator wastes next to nothing.
-    "expandable": lambda setting: predict_memory(setting).allocated_bytes,
+    "": _allocated,
+    "allocated": _allocated,
+    "expandable": _allocated,  # with expandable segments the allocator wastes next to nothing
     "reserved": reserved_bytes,
     "nvidia_smi": lambda setting: reserved_bytes(setting) + outside_bytes(setting),
 }
 """What was measured -> its counterpart."""
+
+
+def scored_row(
+    source: str, name: str, setting: Setting, kind: str, measured_bytes: float | None, measured_per_s: float | None,
+    status: str = "ok",
+) -> Scored:  # fmt: skip
+    """Return a row with what is predicted of it; `kind`: of memory, a key of `MEMORY_OF`."""
+    time = predict_time(setting)
+    return Scored(
+        source=source,
+        name=name,
+        status=status,
+        verdict=predict_memory(setting).verdict,
+        measured_bytes=measured_bytes,
+        predicted_bytes=MEMORY_OF[kind](setting),
+        measured_per_s=measured_per_s,
+        predicted_per_s=None if time is None else time.tokens_per_s,
+    )
 
 
 def score(table: Path) -> Iterator[Scored]:
@@ -80,22 +104,19 @@ def score(table: Path) -> Iterator[Scored]:
     with table.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
-        setting = setting_of(row)
-        time = predict_time(setting)
-        yield Scored(
-            source=row["source"],
-            name=f"{row['model']} {row['method']} {row['strategy']} {row['gpus']}x{row['gpu']}, {row['micro_batch']} x "
+        yield scored_row(
+            row["source"],
+            f"{row['model']} {row['method']} {row['strategy']} {row['gpus']}x{row['gpu']}, {row['micro_batch']} x "
             f"{row['longest']}, {row['software']}",
-            status=row["status"],
-            verdict=predict_memory(setting).verdict,
-            measured_bytes=float(row["memory_bytes"]) if row["memory_bytes"] else None,
-            predicted_bytes=MEMORY_OF[row["memory_kind"]](setting),
-            measured_per_s=float(row["tokens_per_s"]) if row["tokens_per_s"] else None,
-            predicted_per_s=None if time is None else time.tokens_per_s,
+            setting_of(row),
+            row["memory_kind"],
+            float(row["memory_bytes"]) if row["memory_bytes"] else None,
+            float(row["tokens_per_s"]) if row["tokens_per_s"] else None,
+            row["status"],
         )
 
 
-def _lines(scored: Iterable[Scored], error_of: Callable[[Scored], float | None]) -> list[str]:
+def _lines(scored: Sequence[Scored], error_of: Callable[[Scored], float | None]) -> list[str]:
     errors: dict[str, list[float]] = {}
     for one in scored:
         error = error_of(one)
@@ -113,9 +134,8 @@ def _figures(measured: float | None, predicted: float | None, unit: float, error
     return f"{measured / unit:,.{digits}f} | {predicted / unit:,.{digits}f} | {error:+.0%}"
 
 
-def page_of(table: Path, heading: str, first_run: str, left_out: str) -> str:
-    """Return the page of a table."""
-    scored = list(score(table))
+def page_of(scored: Sequence[Scored], heading: str, first_run: str, left_out: str) -> str:
+    """Return the page of a blind test."""
     counts = {
         status: ", ".join(
             f"{sum(one.verdict == name and one.status == status for one in scored)} {said}"
@@ -132,9 +152,15 @@ def page_of(table: Path, heading: str, first_run: str, left_out: str) -> str:
     return "\n".join(
         [
             *(heading, first_run, "## Memory, as predicted now", *_lines(scored, lambda one: one.memory_error)),
-            f"Of those that ran, {counts['ok']}; of those that failed, {counts['oom']}.",
+            f"Said of those that ran: {counts['ok']}; of those that failed: {counts['oom']}.",
             *("", "## Tokens/s, as predicted now", *_lines(scored, lambda one: one.time_error)),
             *("## Every row", "", "| row | measured GB | predicted | error | tokens/s | predicted | error |"),
             *("|---|---|---|---|---|---|---|", *rows, "", "## Left out", "", left_out),
         ]
     )
+
+
+def write(path: Path, page: str) -> None:
+    """Write a page, and print it."""
+    path.write_text(page, encoding="utf-8")
+    print(page)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from benchmarks.predictor.rows import page_of
+from benchmarks.predictor.rows import page_of, score, write
 
 HERE: Final = Path(__file__).parent
 TABLE: Final = HERE / "unseen.csv"
@@ -80,15 +80,8 @@ LEFT_OUT: Final = """\
 
 def page() -> str:
     """Return the page."""
-    return page_of(TABLE, HEADING, FIRST_RUN, LEFT_OUT)
-
-
-def main() -> None:
-    """Write and print the page."""
-    text = page()
-    (HERE / "unseen.md").write_text(text, encoding="utf-8")
-    print(text)
+    return page_of(list(score(TABLE)), HEADING, FIRST_RUN, LEFT_OUT)
 
 
 if __name__ == "__main__":
-    main()
+    write(HERE / "unseen.md", page())

@@ -115,24 +115,16 @@ def _adapters(readers: Sequence[Training], outputs: Sequence[int], how: How) -> 
     return float(sum(wide * (one.rank + 2 * out * one.is_dora) for one, out in zip(readers, outputs, strict=True)))
 
 
-def _norm(width: int, is_trained: bool, needs: bool, how: How, is_layer_norm: bool) -> float:
-    """Return what a norm keeps: its input (RMSNorm as transformers writes it: an fp32 copy), and the normalised one."""
-    stream = how.form.stream
+def _norm(width: int, is_trained: bool, needs: bool, how: How, is_rms: bool, number: int) -> float:
+    """Return what a norm keeps: its input (RMSNorm as transformers writes it: an fp32 copy), and the normalised one.
+
+    `number`: bytes of a number of its input.
+    """
     if not needs:
         return 0.0
-    if is_layer_norm or how.is_compiled or not how.upcasts_norms:
-        return float(width * (4 if how.form.is_autocast and not how.is_compiled else stream))
-    return float(4 * width + (stream * width if is_trained else 0))
-
-
-def _qk_norm(width: int, is_trained: bool, needs: bool, how: How) -> float:
-    """Return what the RMSNorms of queries and keys keep, which are what products have made."""
-    if not needs:
-        return 0.0
-    compute = how.form.compute
-    if how.is_compiled or not how.upcasts_norms:
-        return float(compute * width)
-    return float(4 * width + (compute * width if is_trained else 0))
+    if not is_rms or how.is_compiled or not how.upcasts_norms:
+        return float(width * (4 if how.form.is_autocast and not how.is_compiled else number))
+    return float(4 * width + (number * width if is_trained else 0))
 
 
 def _scores(part: TowerShape | LlmShape, how: How) -> tuple[float, float]:
@@ -187,10 +179,10 @@ def _attention(
     is_llm, form, hidden = isinstance(part, LlmShape), how.form, part.hidden
     keys = part.kv_heads * part.head_dim if isinstance(part, LlmShape) else hidden
     width, wide = part.attention_width, form.stream == 4
-    saved = _norm(hidden, is_norm_trained, has_graph or is_norm_trained, how, not part.is_rms)
+    saved = _norm(hidden, is_norm_trained, has_graph or is_norm_trained, how, part.is_rms, form.stream)
     if part.has_qk_norm:
         needs = has_graph or is_norm_trained or any(one.is_any for one in trainings[:2])
-        saved += _qk_norm(width + keys, is_norm_trained, needs, how)
+        saved += _norm(width + keys, is_norm_trained, needs, how, True, form.compute)
     repeated = width if how.repeats_kv or (how.attention == EAGER and is_llm) else keys
     saved += form.compute * (width + 2 * repeated) + 4 * part.heads
     is_kept = how.attention != EAGER
@@ -205,7 +197,7 @@ def _attention(
 def _network(part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, how: How) -> float:
     form, hidden, ffn = how.form, part.hidden, part.ffn
     is_gated = isinstance(part, LlmShape) and part.is_gated
-    saved = _norm(hidden, is_norm_trained, True, how, not part.is_rms)
+    saved = _norm(hidden, is_norm_trained, True, how, part.is_rms, form.stream)
     inner = 2 if is_gated else 1
     # Gate, its SiLU, and up; a compiler computes the SiLU again. GELU keeps its input.
     saved += form.compute * ffn * (2 if is_gated and how.is_compiled else 3 if is_gated else 1)
@@ -341,5 +333,5 @@ def head_kept(shape: ModelShape, method: Method, how: How) -> float:
     """Return what the last norm keeps per position, and the head of its output."""
     trained = trained_of(shape, *method)
     hidden, form = shape.llm.hidden, how.form
-    saved = _norm(hidden, f"{LLM}.norm" in trained.others, True, how, not shape.llm.is_gated)
+    saved = _norm(hidden, f"{LLM}.norm" in trained.others, True, how, shape.llm.is_rms, how.form.stream)
     return saved + (form.compute * hidden if trained.of(HEAD).weight or not form.is_autocast else 0)

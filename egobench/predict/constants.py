@@ -98,6 +98,8 @@ _FMS: Final = Software(
 
 
 _FOAK: Final[dict[str, Any]] = {"plain_logits": (10.0, 10.0)}
+_IN_HALF: Final[dict[str, Any]] = {"plain_logits": (6.0, 6.0)}
+"""A loss of 16-bit logits that copies them without their last position; two gradients going back."""
 _GPTQ: Final[dict[str, Any]] = {"quantised_bytes": 0.5 + 2.5 / 128}
 _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=False)
 
@@ -131,11 +133,11 @@ SOFTWARE: Final[dict[str, Software]] = {
     "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
     "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),
     # Qwen's own code makes its loss of 16-bit logits, where nothing autocasts it: under DeepSpeed.
-    "qwen": dataclasses.replace(_SWIFT, plain_logits=(6.0, 6.0)),
-    "qwen_gptq": dataclasses.replace(_SWIFT, plain_logits=(6.0, 6.0), **_GPTQ),
-    # ljm565/universal-llm-trainer: its loss copies 16-bit logits without the last position; two gradients going back.
-    "universal_trainer": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
-    "universal_trainer_joined": dataclasses.replace(_FMS, plain_logits=(6.0, 6.0)),
+    "qwen": dataclasses.replace(_SWIFT, **_IN_HALF),
+    "qwen_gptq": dataclasses.replace(_SWIFT, **_IN_HALF, **_GPTQ),
+    # ljm565/universal-llm-trainer, which makes its own loss too.
+    "universal_trainer": dataclasses.replace(_FMS, **_IN_HALF),
+    "universal_trainer_joined": dataclasses.replace(_FMS, **_IN_HALF),
     # Liger's loss makes its gradients in the forward pass from chunks of logits, about hidden / vocabulary of them.
     "hf_liger": dataclasses.replace(_FMS, plain_logits=(0.3, 0.1), upcasts_norms=False),
     "xtuner": _FMS,

@@ -224,9 +224,8 @@ def elementwise_bytes(part: Part, fast: Speed, is_gated: bool, is_llm: bool) -> 
         stream = part.hidden * (2 * norm + 4 * loop.residual_bytes) + part.normed * loop.norm_bytes
         inner = (part.heads + part.values) * loop.layout_bytes + part.ffn * loop.plain_bytes
         return wide * (stream + inner) + adapters
-    stream = part.hidden * (2 * loop.norm_bytes + 2 * loop.residual_bytes * wide)
+    stream = part.hidden * (2 * loop.norm_bytes + 2 * loop.residual_bytes * wide) + part.normed * loop.norm_bytes
     rotated = part.heads * loop.rope_bytes + (part.heads + part.values) * loop.layout_bytes
-    stream += part.normed * loop.norm_bytes
     inner = rotated + part.ffn * (loop.gated_bytes if is_gated else loop.plain_bytes)
     return stream + inner * fast.number_bytes / 2.0 + adapters
 
