@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
+from benchmarks.predictor.gpus import gpu_named
+from benchmarks.predictor.models import shape_named
 from benchmarks.predictor.rows import Scored, page_of, scored_row, write
 from egobench.predict.setting import Batch, Machine, Setting
 from egobench.spec.axes import AXES
@@ -23,12 +24,6 @@ from egobench.spec.axes import AXES
 HERE: Final = Path(__file__).parent
 TABLE: Final = HERE / "qwen_readme.csv"
 NUM_MICRO_STEPS: Final = 8
-SHAPES: Final = {
-    "1.8B": MODELS["qwen-1_8b-chat"],
-    "7B": MODELS["qwen-7b-chat"],
-    "14B": MODELS["qwen-14b-chat"],
-    "72B": MODELS["qwen-72b-chat"],
-}
 METHODS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     # HF Trainer with 16-bit weights and PEFT, as swift's loop is described, which trained the same models.
     "LoRA": ("swift_qwen", {"method": "lora", "strategy": "single", "precision": "bf16_pure"}),
@@ -85,8 +80,8 @@ def setting_of(row: dict[str, str]) -> Setting:
         "projector": "frozen", "lora_rank": 64, "lora_targets": ".*_proj", **own,
     }  # fmt: skip
     batch = Batch(1, length, 0.0, float(length), float(length), float(length) ** 2)
-    machine = Machine(PUBLISHED_GPUS["A100-80GB"], int(row["gpus_per_node"]), 200e9)
-    return Setting(SHAPES[row["model"]], axes, batch, batch, machine, software)
+    machine = Machine(gpu_named("A100-80GB"), int(row["gpus_per_node"]), 200e9)
+    return Setting(shape_named(f"qwen-{row['model']}"), axes, batch, batch, machine, software)
 
 
 def score() -> Iterator[Scored]:

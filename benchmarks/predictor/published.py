@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
+from benchmarks.predictor.columns import OPTIONAL, REQUIRED, Row, Unmapped, read_columns, stated
+from benchmarks.predictor.gpus import gpu_named
+from benchmarks.predictor.models import shape_named
+from egobench.errors import InvalidInput, Mistake, nearest
+from egobench.predict.constants import SOFTWARE
 from egobench.predict.setting import Batch, Machine, Setting
 from egobench.predict.shapes import ModelShape
 from egobench.spec.axes import AXES
@@ -22,18 +26,22 @@ ANCHORS: Final = Path(__file__).parents[2].parent / "shared" / "anchors"
 Kind = Literal["allocated", "reserved", "nvidia_smi", "soft", ""]
 Status = Literal["ok", "oom", "soft", "not_run"]
 _KINDS: Final[tuple[tuple[str, Kind], ...]] = (
-    ("max_memory_allocated", "allocated"),
-    ("active_bytes", "allocated"),
-    ("peak memory per GPU (torch)", "reserved"),
+    ("alloc", "allocated"),
+    ("active", "allocated"),
+    ("peak memory per gpu (torch)", "reserved"),
     ("reserved", "reserved"),
-    ("nvidia-smi", "nvidia_smi"),
     ("cost about", "soft"),
 )
-Row = dict[str, str]
-
-
-class Unmapped(Exception):
-    """A row that no setting stands for; the text says why."""
+"""What `mem_kind` has in it -> what was measured."""
+_COUNT, _AMOUNT, _LENGTH = r"[1-9]\d*", r"(\d+\.?\d*(e[+-]?\d+)?)?", r".*\d.*"
+_NUMBERS: Final = {
+    "n_gpus": _COUNT,
+    "seq_len": _LENGTH,
+    **dict.fromkeys(
+        ("batch_per_gpu", "grad_accum", "images", "mem_GB", "tokens_per_s_per_gpu", "samples_per_s_total"), _AMOUNT
+    ),
+}
+_MEANING: Final = {_COUNT: "a whole number from 1 up", _AMOUNT: "a number, or nothing", _LENGTH: "tokens of a sample"}
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,42 @@ class Published:
         return f"{row['model']} {row['method']}, {size}, {row['sharding']}, ckpt {row['act_ckpt']} {row['notes'][:30]}"
 
 
-def read(path: Path = ANCHORS / "measured_training.csv") -> list[Published]:
-    """Return every row, in order."""
+def read(path: Path = ANCHORS / "measured_training.csv", by_columns: bool = False) -> list[Published]:
+    """Return every row, in order; `by_columns`: as if nobody had described the loops of their sources.
+
+    Raises:
+        InvalidInput: a column is missing, or a cell that should be a number is none.
+    """
     with path.open(newline="", encoding="utf-8") as file:
-        return [_published(line, row) for line, row in enumerate(csv.DictReader(file), start=2)]
+        reader = csv.DictReader(file)
+        rows = [dict.fromkeys(OPTIONAL, "") | {name: cell or "" for name, cell in row.items()} for row in reader]
+        missing = [name for name in REQUIRED if name not in (reader.fieldnames or ())]
+    mistakes = [Mistake(f"{path}:1", f"no column {name}", f"needed: {', '.join(REQUIRED)}") for name in missing]
+    mistakes = mistakes or [
+        found for line, row in enumerate(rows, start=2) for found in _mistakes(f"{path}:{line}", row)
+    ]
+    if mistakes:
+        raise InvalidInput(mistakes)
+    return [_published(line, row, by_columns) for line, row in enumerate(rows, start=2)]
 
 
-def _published(line: int, row: Row) -> Published:
+def _mistakes(where: str, row: Row) -> Iterator[Mistake]:
+    for name, pattern in _NUMBERS.items():
+        if not re.fullmatch(pattern, row[name].strip()):
+            yield Mistake(where, f"{name}: {row[name]!r}", f"allowed: {_MEANING[pattern]}")
+    if row["software"] and row["software"] not in SOFTWARE:
+        hint = nearest(row["software"], SOFTWARE)
+        yield Mistake(where, f"software: {row['software']!r}", f"allowed: nothing, {', '.join(SOFTWARE)}", hint)
+
+
+def _published(line: int, row: Row, by_columns: bool) -> Published:
     setting, why = None, ""
     try:
-        setting = _setting(row)
+        setting = _setting(row, by_columns)
     except Unmapped as reason:
         why = str(reason)
-    kind = next((kind for part, kind in _KINDS if part in row["mem_kind"]), "")
-    per_gpu = _number(row["tokens_per_s_per_gpu"])
+    kind = next((kind for part, kind in _KINDS if part in row["mem_kind"].lower()), "")
+    per_gpu = _number(row, "tokens_per_s_per_gpu")
     return Published(
         source=row["source_csv"],
         line=line,
@@ -84,7 +114,8 @@ def _published(line: int, row: Row) -> Published:
         setting=setting,
         unmapped=why,
         status=_status(row),
-        memory_kind=kind,
+        # What is stated without a word of how is what a GPU shows.
+        memory_kind=kind or ("nvidia_smi" if row["mem_GB"] else ""),
         memory_bytes=_memory(row),
         tokens_per_s=per_gpu * int(row["n_gpus"]) if per_gpu else None,
     )
@@ -100,55 +131,34 @@ def _status(row: Row) -> Status:
 
 
 def _memory(row: Row) -> float | None:
-    found = _number(row["mem_GB"])
+    found = _number(row, "mem_GB")
     return found * 1e9 if found and _status(row) in ("ok", "soft") else None
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text else None
+def _number(row: Row, column: str) -> float | None:
+    return float(row[column]) if row[column] else None
 
 
-def _setting(row: Row) -> Setting:
-    if row["model"].startswith("Mixtral"):
-        raise Unmapped("a mixture of experts")
-    shape, gpu = MODELS.get(row["model"]), PUBLISHED_GPUS.get(row["gpu"])
-    if shape is None:
-        raise Unmapped(f"the model's shapes are not known: {row['model']}")
-    if gpu is None:
-        raise Unmapped(f"no one kind of GPU: {row['gpu']}")
+def _setting(row: Row, by_columns: bool) -> Setting:
+    shape, gpu = shape_named(row["model"]), gpu_named(row["gpu"])
     if not row["batch_per_gpu"]:
         raise Unmapped("no batch size")
-    software, axes = _BY_SOURCE[row["source_csv"]](row)
-    axes = {name: axis.default for name, axis in AXES.items()} | _common(row) | axes
+    described = None if by_columns else DESCRIBED.get(row["source_csv"])
+    software, axes = (described or read_columns)(row)
+    axes = {name: axis.default for name, axis in AXES.items()} | stated(row) | axes
     batch = _batch(row, shape)
     machine = Machine(gpu, min(8, int(row["n_gpus"])), 200e9 if "A100" in gpu.name else 400e9)
     return Setting(shape, axes, batch, batch, machine, software)
-
-
-def _common(row: Row) -> dict[str, Any]:
-    if re.search(r"(TP|PP|CP)\d", row["sharding"]):
-        raise Unmapped("tensor, pipeline or context parallel")
-    return {
-        "workload": "published",
-        "gpus": int(row["n_gpus"]),
-        "micro_batch_size": int(float(row["batch_per_gpu"])),
-        "num_accumulation_steps": int(row["grad_accum"] or 1),
-        "optimizer": "adamw",
-        "attention": "eager" if row["attention"] == "eager" else "flash_attention_2",
-        "projector": "frozen",
-        "lora_rank": 16,
-        "padding": "max",
-    }
 
 
 def _batch(row: Row, shape: ModelShape) -> Batch:
     """Return the micro-batch: rows are packed, or the longest is what the row states."""
     widths = [int(number) for number in re.findall(r"\d+", row["seq_len"])]
     rows, width = int(float(row["batch_per_gpu"])), widths[0]
-    images = 0.0
-    if shape.tower.layers:
+    images = rows * float(row["images"] or 0)
+    if shape.tower.layers and not images:
         # LLaVA: one image a sample; InternVL: tiles up to 12 and a thumbnail, of which 4096 positions hold 13.
-        images = rows * (1.0 if row["model"].startswith("LLaVA") else 13.0)
+        images = rows * (13.0 if "internvl" in row["model"].lower() else 1.0)
     tokens = float(rows * width)
     return Batch(rows, width, images, tokens, tokens, tokens * width)
 
@@ -291,7 +301,7 @@ def _ibm(row: Row) -> tuple[str, dict[str, Any]]:
 
 def _internvl(row: Row) -> tuple[str, dict[str, Any]]:
     return "internvl", {
-        "strategy": "zero3" if MODELS[row["model"]].llm.layers > 40 else "zero1",
+        "strategy": "zero3" if shape_named(row["model"]).llm.layers > 40 else "zero1",
         "method": "freeze" if row["method"].startswith("full") else "lora",
         "precision": "bf16",
         "checkpointing": "full",
@@ -311,7 +321,7 @@ def _llava(row: Row) -> tuple[str, dict[str, Any]]:
     }
 
 
-_BY_SOURCE: Final[dict[str, Callable[[Row], tuple[str, dict[str, Any]]]]] = {
+DESCRIBED: Final[dict[str, Callable[[Row], tuple[str, dict[str, Any]]]]] = {
     "fms_refs_a100_80gb.csv": _fms,
     "fms_refs_l40_48gb.csv": _fms,
     "mosaic_mpt_training.csv": _mosaic,

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from benchmarks.predictor.error_lines import error_head, error_line
-from benchmarks.predictor.models import MODELS, PUBLISHED_GPUS
+from benchmarks.predictor.gpus import gpu_named
+from benchmarks.predictor.models import shape_named
 from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
 from egobench.predict.setting import Batch, Machine, Setting
 from egobench.predict.time import predict_time
@@ -32,6 +33,8 @@ class Scored:
     predicted_bytes: float
     measured_per_s: float | None
     predicted_per_s: float | None
+    interval: tuple[float, float] | None
+    """Of what was measured, where it is not what torch allocated."""
 
     @property
     def memory_error(self) -> float | None:
@@ -50,7 +53,7 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 
 def setting_of(row: dict[str, str]) -> Setting:
     """Return what a row is taken to be."""
-    rows, shape, gpus = int(row["micro_batch"]), MODELS[row["model"]], int(row["gpus"])
+    rows, shape, gpus = int(row["micro_batch"]), shape_named(row["model"]), int(row["gpus"])
     axes = {name: axis.default for name, axis in AXES.items()} | {
         "workload": "published", "gpus": gpus, "micro_batch_size": rows,
         "num_accumulation_steps": int(row["accumulation"]), "padding": "max", "projector": "frozen",
@@ -63,7 +66,7 @@ def setting_of(row: dict[str, str]) -> Setting:
         tokens = float(rows * width)
         return Batch(rows, width, rows * float(row["images"]), tokens, tokens, tokens * width)
 
-    machine = Machine(PUBLISHED_GPUS[row["gpu"]], 8)
+    machine = Machine(gpu_named(row["gpu"]), 8)
     return Setting(shape, axes, batch(int(row["longest"])), batch(int(row["usual"])), machine, row["software"])
 
 
@@ -81,6 +84,25 @@ MEMORY_OF: Final[dict[str, Callable[[Setting], float]]] = {
 """What was measured -> its counterpart."""
 
 
+def interval_of(setting: Setting, kind: str) -> tuple[float, float] | None:
+    """Return the predicted interval of what was measured; None where that is what torch allocated."""
+    if kind in ("", "allocated"):
+        return None
+    memory, outside = predict_memory(setting), 0.0 if kind == "nvidia_smi" else outside_bytes(setting)
+    return memory.reserved_low_bytes - outside, memory.reserved_high_bytes - outside
+
+
+def placed(pairs: Iterable[tuple[float | None, tuple[float, float] | None]]) -> tuple[int, int, int]:
+    """Return how many of what was measured lie in their intervals, above and below them."""
+    inside = above = below = 0
+    for measured, interval in pairs:
+        if measured is not None and interval is not None:
+            above += measured > interval[1]
+            below += measured < interval[0]
+            inside += interval[0] <= measured <= interval[1]
+    return inside, above, below
+
+
 def scored_row(
     source: str, name: str, setting: Setting, kind: str, measured_bytes: float | None, measured_per_s: float | None,
     status: str = "ok",
@@ -96,6 +118,7 @@ def scored_row(
         predicted_bytes=MEMORY_OF[kind](setting),
         measured_per_s=measured_per_s,
         predicted_per_s=None if time is None else time.tokens_per_s,
+        interval=interval_of(setting, kind),
     )
 
 
@@ -143,6 +166,7 @@ def page_of(scored: Sequence[Scored], heading: str, first_run: str, left_out: st
         )
         for status in ("ok", "oom")
     }
+    inside, above, below = placed((one.measured_bytes, one.interval) for one in scored)
     rows = [
         f"| {one.source}: {one.name} "
         f"| {_figures(one.measured_bytes, one.predicted_bytes, 1e9, one.memory_error)} "
@@ -153,6 +177,7 @@ def page_of(scored: Sequence[Scored], heading: str, first_run: str, left_out: st
         [
             *(heading, first_run, "## Memory, as predicted now", *_lines(scored, lambda one: one.memory_error)),
             f"Said of those that ran: {counts['ok']}; of those that failed: {counts['oom']}.",
+            f"What was reserved, or a GPU shows: {inside} in the predicted interval, {above} above and {below} below.",
             *("", "## Tokens/s, as predicted now", *_lines(scored, lambda one: one.time_error)),
             *("## Every row", "", "| row | measured GB | predicted | error | tokens/s | predicted | error |"),
             *("|---|---|---|---|---|---|---|", *rows, "", "## Left out", "", left_out),

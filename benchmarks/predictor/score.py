@@ -1,13 +1,12 @@
 """The scoreboard of predicted memory: every published row against the closed form.
 
-    python -m benchmarks.predictor.score [PATH/measured_training.csv]
+    python -m benchmarks.predictor.score
 
 prints the page and writes `memory.md` and `memory.csv` next to this file; both are the same whenever it is run.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Callable, Iterable
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.predictor.error_lines import error_cells, error_head, error_line
-from benchmarks.predictor.published import ANCHORS, Published, read
-from egobench.predict.memory import outside_bytes, predict_memory, reserved_bytes
+from benchmarks.predictor.published import Published, read
+from benchmarks.predictor.rows import MEMORY_OF, interval_of, placed
+from egobench.predict.memory import predict_memory
 
 HERE: Final = Path(__file__).parent
 FITTED: Final = "fitted"
@@ -35,6 +35,8 @@ class Scored:
     """`fitted`: a constant was chosen on these rows; `shaped`: the description of their loop was changed after errors
     on them had been seen; `judged`: neither, though the rows had been looked at."""
     predicted_bytes: float
+    interval: tuple[float, float] | None
+    """Of reserved memory, or of what a GPU shows."""
     verdict: str
     peak: str
 
@@ -52,14 +54,10 @@ def score(rows: Iterable[Published]) -> list[Scored]:
 
 def _scored(row: Published) -> Scored:
     assert row.setting is not None
-    memory = predict_memory(row.setting)
-    predicted = memory.allocated_bytes
-    if row.memory_kind in ("reserved", "nvidia_smi", "soft"):
-        predicted = reserved_bytes(row.setting)
-    if row.memory_kind in ("nvidia_smi", "soft"):
-        predicted += outside_bytes(row.setting)
+    memory, kind = predict_memory(row.setting), "nvidia_smi" if row.memory_kind == "soft" else row.memory_kind
     group, part = _group(row)
-    return Scored(row, group, part, predicted, memory.verdict, memory.peak.name)
+    predicted, interval = MEMORY_OF[kind](row.setting), interval_of(row.setting, kind)
+    return Scored(row, group, part, predicted, interval, memory.verdict, memory.peak.name)
 
 
 def _group(row: Published) -> tuple[str, str]:
@@ -156,16 +154,36 @@ def _errors(scored: list[Scored]) -> list[str]:
     return lines
 
 
-def _verdicts(scored: list[Scored]) -> list[str]:
-    counted: dict[str, dict[str, int]] = {}
+def intervals(scored: Iterable[Scored]) -> list[str]:
+    """Return a table of how often reserved memory, or what a GPU shows, lay in the predicted interval."""
+    groups: dict[tuple[str, str], list[Scored]] = {}
     for one in scored:
-        if one.row.status in ("ok", "oom"):
-            row = counted.setdefault(one.row.status, {"fits": 0, "risky": 0, "predicted_oom": 0})
-            row[one.verdict] += 1
+        if one.interval is not None and one.row.memory_bytes and one.row.memory_kind != "soft":
+            groups.setdefault((one.group, one.row.memory_kind), []).append(one)
+            groups.setdefault(("~all", ""), []).append(one)
+    lines = ["| rows | kind | n | in the interval | above it | below it |", "|---|---|---|---|---|---|"]
+    for (group, kind), found in sorted(groups.items()):
+        inside, above, below = placed((one.row.memory_bytes, one.interval) for one in found)
+        name = "**all**" if group == "~all" else group
+        lines.append(f"| {name} | {kind} | {len(found)} | {inside} | {above} | {below} |")
+    return lines
+
+
+def verdict_counts(scored: Iterable[Scored]) -> list[str]:
+    """Return a table of what was said of runs that ran and of runs that failed."""
+    counted = {status: dict.fromkeys(("fits", "risky", "predicted_oom"), 0) for status in ("ok", "oom")}
+    for one in scored:
+        if one.row.status in counted:
+            counted[one.row.status][one.verdict] += 1
     lines = ["| the run | predicted: fits | risky | out of memory |", "|---|---|---|---|"]
     for status, name in (("ok", "ran"), ("oom", "failed")):
         row = counted[status]
         lines.append(f"| {name} | {row['fits']} | {row['risky']} | {row['predicted_oom']} |")
+    return lines
+
+
+def _verdicts(scored: list[Scored]) -> list[str]:
+    lines = verdict_counts(scored)
     wrong = [one for one in scored if (one.row.status, one.verdict) in (("oom", "fits"), ("ok", "predicted_oom"))]
     lines += ["", "Wrong ones:" if wrong else "No false 'fits' and no false out-of-memory.", ""]
     names: dict[str, int] = {}
@@ -253,7 +271,8 @@ def _soft(scored: list[Scored]) -> list[str]:
     return lines
 
 
-def _unmapped(rows: list[Published]) -> list[str]:
+def left_out(rows: Iterable[Published]) -> list[str]:
+    """Return a table of the reasons for which rows have no setting."""
     counted: dict[str, int] = {}
     for row in rows:
         if row.unmapped:
@@ -280,10 +299,11 @@ def page(rows: list[Published]) -> str:
         ]),
         ("## Errors", _errors(scored)),
         ("## Ratios", _pairs(scored)),
+        ("## The interval of reserved memory", intervals(scored)),
         ("## Fits, or out of memory", _verdicts(scored)),
         ("## Worst rows", _worst(scored)),
         ("## Rows stated as 'cost about' (no part of any number above)", _soft(scored)),
-        ("## Rows left out", _unmapped(rows)),
+        ("## Rows left out", left_out(rows)),
     ]  # fmt: skip
     return "\n".join("\n".join((title, "", *lines, "")) for title, lines in sections)
 
@@ -318,9 +338,7 @@ def table(rows: list[Published]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("path", nargs="?", type=Path, default=ANCHORS / "measured_training.csv")
-    rows = read(parser.parse_args().path)
+    rows = read()
     text = page(rows)
     (HERE / "memory.md").write_text(text, encoding="utf-8")
     (HERE / "memory.csv").write_text(table(rows), encoding="utf-8")

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.predictor.models import MODELS
+from benchmarks.predictor.models import shape_named
 from benchmarks.predictor.published import ANCHORS
 from egobench.hardware import GPUS
 from egobench.predict.inference import Format, Request, Runtime, predict_inference
 from egobench.predict.rates import DEFAULT
 
-NAMES: Final = {
-    "Llama-2-7B": "Llama-2-7B", "LLaMA-2-7B": "Llama-2-7B", "Vicuna-7B": "Llama-2-7B", "LLaMA-2-13B": "Llama2-13B",
-    "Vicuna-13B": "Llama2-13B", "Llama2-13B": "Llama2-13B", "LLaMA-3-8B": "Llama3-8B", "Llama-3-8B": "Llama3-8B",
-    "Mistral-7B": "Mistral-7B-v0.1", "MPT-7B": "MPT-7b", "MPT-30B": "MPT-30b",
-}  # fmt: skip
-"""Name in the tables -> name in models.py; Falcon, VILA and others are left out, their shapes are not there."""
+NAMES: Final = (
+    "Llama-2-7B", "LLaMA-2-7B", "Vicuna-7B", "LLaMA-2-13B", "Vicuna-13B", "Llama2-13B", "LLaMA-3-8B", "Llama-3-8B",
+    "Mistral-7B", "MPT-7B", "MPT-30B",
+)  # fmt: skip
+"""Names in the tables; Falcon, VILA and others are left out."""
 CARDS: Final = {
     "A100": "A100-80GB SXM", "A6000": "RTX A6000-48GB", "RTX4090": "RTX4090-24GB",
     "Jetson-AGX-Orin": "Jetson AGX Orin 64GB",
@@ -46,7 +45,7 @@ def _decoded(
     source: str, part: str, row: dict[str, str], request: Request, weights: Format, runtime: Runtime, measured: float
 ) -> Decoded:
     found = predict_inference(
-        MODELS[NAMES[row["model"]]], GPUS[CARDS[row["gpu"]]], request, weights=weights, runtime=runtime, rates=DESKTOP
+        shape_named(row["model"]), GPUS[CARDS[row["gpu"]]], request, weights=weights, runtime=runtime, rates=DESKTOP
     )
     assert found is not None
     name = (

@@ -1,13 +1,12 @@
 """The scoreboard of predicted time: published training speeds and their ratios against the closed form.
 
-    python -m benchmarks.predictor.score_time [PATH/measured_training.csv]
+    python -m benchmarks.predictor.score_time
 
 prints the page and writes `time.md` and `time.csv` next to this file; both are the same whenever it is run.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.predictor.error_lines import error_head, error_line
-from benchmarks.predictor.published import ANCHORS, Published, read
+from benchmarks.predictor.published import Published, read
 from benchmarks.predictor.score_inference import section as inference_section
 from benchmarks.predictor.time_notes import NOTES, why
 from egobench.predict.setting import Batch
@@ -247,9 +246,7 @@ def table(rows: list[Published]) -> str:
 
 def main() -> None:
     """Write both files and print the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("path", nargs="?", type=Path, default=ANCHORS / "measured_training.csv")
-    rows = read(parser.parse_args().path)
+    rows = read()
     (HERE / "time.csv").write_text(table(rows), encoding="utf-8")
     text = page(rows)
     (HERE / "time.md").write_text(text, encoding="utf-8")
