@@ -25,6 +25,7 @@ from egobench.infer.runtimes import versions
 from egobench.models.internvl import tokenizer_of
 from egobench.models.pixels import to_array
 from egobench.models.prompt import encode
+from egobench.probes.allocator import state_allocator
 from egobench.records.answering import Message, ModelOpened, Question, Reply
 from egobench.records.inference import InferenceRequest
 
@@ -38,6 +39,7 @@ Say = Callable[[Message], None]
 
 def main() -> int:
     """Open the model of the first line, then answer the others one by one."""
+    state_allocator()
     return serve(sys.stdin, _private_stdout())
 
 

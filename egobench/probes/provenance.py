@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 
+from egobench.probes.allocator import ALLOCATOR
 from egobench.probes.device import nvml_handle
 from egobench.records.code import code_state
 from egobench.records.provenance import Gpu, Provenance
@@ -49,6 +50,7 @@ def capture(device: torch.device, num_ranks: int, **inputs: Any) -> Provenance:
         cuda=torch.version.cuda if cuda else None,
         nccl=nccl_version() if cuda and num_ranks > 1 else None,
         topology=topology() if cuda else None,
+        allocator=os.environ.get(ALLOCATOR) if cuda else None,
         threads_per_rank=torch.get_num_threads(),
         slurm={name: os.environ[name] for name in SLURM if name in os.environ},
         **inputs,

@@ -61,6 +61,8 @@ class Provenance(Record):
     skipped: dict[str, int] = {}
     """Samples left out, by reason."""
     model_digest: str | None = None
+    allocator: str | None = None
+    """Settings of torch's allocator on a GPU (`PYTORCH_ALLOC_CONF`)."""
     threads_per_rank: int | None = None
     binding: tuple[Binding, ...] = ()
     """Of every rank; empty: ranks were not bound, and the kernel moved them at will."""

@@ -85,7 +85,7 @@ def environment(provenance: Provenance) -> tuple[object, ...]:
     """Return what makes two environments the same."""
     drivers = tuple(sorted({gpu.driver or "" for gpu in provenance.gpus}))
     packages = tuple(sorted(provenance.packages.items()))
-    return (provenance.python, packages, provenance.cuda, provenance.nccl, drivers)
+    return (provenance.python, packages, provenance.cuda, provenance.nccl, drivers, provenance.allocator)
 
 
 def hardware(provenance: Provenance) -> tuple[object, ...]:

@@ -7,6 +7,8 @@ import os
 from multiprocessing import forkserver
 from typing import Final
 
+from egobench.probes.allocator import state_allocator
+
 PRELOAD: Final = (
     "egobench.models",
     "torch",
@@ -24,6 +26,7 @@ def start_server(preload: tuple[str, ...] = PRELOAD) -> None:
     # transformers asks at import whether there is a GPU, where flash-attn is installed: torch must ask NVML, because a
     # forked process cannot use a CUDA that its parent initialised. Source: torch.cuda.is_available.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    state_allocator()
     multiprocessing.set_forkserver_preload([*preload, "egobench.worker.rank", "egobench.worker.server"])
     forkserver.ensure_running()
 
