@@ -16,14 +16,18 @@ from egobench.plan.cells import Expansion
 from egobench.plan.expand import sweep_of, to_cell
 from egobench.predict.explain import Explained
 from egobench.predict.lengths import Samples
+from egobench.predict.memory import VARYING
 from egobench.records.store import write_document
 from egobench.records.trace import Traced, TracedBatch, TraceRequest, TraceRequests
 from egobench.records.trial import Cell
 from egobench.units import format_bytes
 
 LIMIT_S: Final = 600.0
-_PHASES: Final = {"loss": ("forward", "loss", "head"), "backward": ("backward", "backward_end", "tower"),
-                  "optimizer": ("optimizer",)}  # fmt: skip
+_PHASES: Final = {
+    "loss": ("gather", "forward"),
+    "backward": ("loss", "head", "backward", "backward_end", "tower", "embedding"),
+    "optimizer": ("optimizer",),
+}
 """Phase of a trace -> moments of a prediction that lie in it."""
 
 
@@ -37,7 +41,14 @@ def trace_cell(expansion: Expansion, one: Explained, samples: Samples) -> Traced
         raise EnvironmentProblem("a trace needs torch: pip install 'egobench[worker]'; without --trace nothing does")
     nodes = math.ceil(int(one.axes["gpus"]) / one.looked.setting.machine.gpus_per_node)
     folder = str(expansion.loaded.folder)
-    request = TraceRequest(cell=_cell(expansion, one), batch=_batch(one, samples), num_nodes=nodes, base_folder=folder)
+    batch = _batch(one, samples)
+    request = TraceRequest(
+        cell=_cell(expansion, one),
+        batch=batch,
+        num_nodes=nodes,
+        base_folder=folder,
+        further=tuple(_further(one, samples, batch.width)),
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "requests.json"
         write_document(path, TraceRequests(requests=(request,), cache_folder=scratch, limit_s=LIMIT_S))
@@ -76,6 +87,15 @@ def _batch(one: Explained, samples: Samples) -> TracedBatch:
     )
 
 
+def _further(one: Explained, samples: Samples, width: int) -> Iterator[int]:
+    """Yield the widths of further updates: of micro-batches that differ, some that lie between least and most."""
+    padding = one.axes["padding"]
+    if padding in VARYING:
+        least = math.ceil(samples.least(int(one.looked.setting.axes["micro_batch_size"]), padding).width)
+        yield from (round(least + share * (width - least)) for share in (0.5, 0.0, 0.75))
+    yield width
+
+
 def trace_lines(traced: Traced, one: Explained) -> Iterator[str]:
     """Yield the trace beside the prediction."""
     if traced.reason:
@@ -90,5 +110,12 @@ def trace_lines(traced: Traced, one: Explained) -> Iterator[str]:
         yield (
             f"  {phase.name}: traced {format_bytes(phase.peak_bytes)}, predicted {format_bytes(predicted)}{off}"
             f"{'  <- peak' if phase.name == traced.peak_phase else ''}"
+        )
+    if traced.reserved_bytes is not None:
+        outside = memory.reserved_low_bytes - memory.allocated_bytes
+        most = format_bytes(memory.reserved_high_bytes - outside)
+        yield (
+            f"  reserved: {format_bytes(traced.reserved_bytes)} by a replay of CUDA's caching allocator, "
+            f"predicted {format_bytes(memory.allocated_bytes)} to {most}"
         )
     yield from (f"  remark: {remark}" for remark in traced.remarks)

@@ -38,6 +38,8 @@ class TraceRequest(Record):
     """Trace so many blocks of the tower and of the LLM of a named model, for a quick look; None: all."""
     imitates: Literal["cuda", "cpu"] = "cuda"
     """Whose choice of kernels and of formats under autocast is traced."""
+    further: tuple[int, ...] = ()
+    """Widths of updates that are made after the first, to replay them all through CUDA's caching allocator."""
 
 
 class TraceRequests(Record):
@@ -92,6 +94,10 @@ class Traced(Record):
     phases: tuple[TracedPhase, ...] = ()
     held_bytes: int = 0
     """Between two updates."""
+    allocated_bytes: int | None = None
+    """The counterpart of max_memory_allocated with what blocks have to spare, where a replay was asked for."""
+    reserved_bytes: int | None = None
+    """The counterpart of max_memory_reserved."""
     earlier: TracedCounts = TracedCounts()
     """A micro-step before the last one of an update; nothing where an update has one alone."""
     last: TracedCounts = TracedCounts()

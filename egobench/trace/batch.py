@@ -26,6 +26,15 @@ def micro_batch(wanted: TracedBatch, image_px: int) -> Dealt:
     return Dealt(batch, Normaliser(batch.pixels.device)(batch.pixels), max(1, batch.supervised_tokens))
 
 
+def narrowed(wanted: TracedBatch, width: int) -> TracedBatch:
+    """Return the micro-batch with shorter samples: of another width, or packed into as much less."""
+    most = width if not wanted.is_packed else max(1, width // len(wanted.lengths))
+    lengths = tuple(min(most, length) for length in wanted.lengths)
+    supervised = min(wanted.num_supervised, sum(lengths))
+    total = sum(lengths) if wanted.is_packed else width
+    return wanted.model_copy(update={"width": total, "lengths": lengths, "num_supervised": supervised})
+
+
 def _samples(wanted: TracedBatch) -> Iterator[Encoded]:
     number = len(wanted.lengths)
     for index, length in enumerate(wanted.lengths):

@@ -59,6 +59,7 @@ def about(request: TraceRequest) -> dict[str, Any]:
         "batch": batch.model_dump(mode="json", exclude=None if batch.is_packed else {"lengths"}),
         "num_blocks": request.num_blocks,
         "imitates": request.imitates,
+        "further": request.further,
         "packages": dict(_versions()),
         "code": _code(),
     }

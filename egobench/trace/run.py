@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from dataclasses import asdict
 from typing import Any, Final
 
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,7 +18,8 @@ from egobench.records.trace import Traced, TracedCounts, TraceRequest
 from egobench.records.trial import Placement, Trial
 from egobench.spec import axes as tables
 from egobench.trace import kernels, pretend
-from egobench.trace.batch import micro_batch
+from egobench.trace.allocator import Replayed, replay
+from egobench.trace.batch import micro_batch, narrowed
 from egobench.trace.counts import Counts
 from egobench.trace.peaks import held_bytes, phases_of
 from egobench.trace.storages import Storages
@@ -63,6 +65,10 @@ def trace(request: TraceRequest) -> Traced:
         work = _assembled(trial, rank, watch)
         image_px = core(work.strategy.unwrap(work.model)).config.vision_config.image_size[0]
         found = watch.update(work, micro_batch(request.batch, image_px))
+        if request.further:
+            for width in request.further:
+                watch.another_update(work, micro_batch(narrowed(request.batch, width), image_px))
+            found = found.model_copy(update=asdict(watch.replayed()))
     return found.model_copy(update={"remarks": remarks, "time_s": time.perf_counter() - began})
 
 
@@ -88,13 +94,23 @@ class Watch:
         gc.collect()
         self.storages.log.mark("measured")
         self.counts.take()
-        earlier, last = self._micro_steps(work, dealt, min(2, int(work.trial.cell.axes["num_accumulation_steps"])))
+        earlier, last = self._micro_steps(work, dealt, _number(work))
         work.stages.enter("optimizer")
         self._label(work)
         work.strategy.update(work.trial.cell.workload.recipe.max_grad_norm)
         self._label(work)
         del dealt
         return self._told(work, earlier, last)
+
+    def another_update(self, work: Assembled, dealt: Dealt) -> None:
+        """Make one more update, as all are but the first."""
+        self._micro_steps(work, dealt, _number(work))
+        work.strategy.update(work.trial.cell.workload.recipe.max_grad_norm)
+
+    def replayed(self) -> Replayed:
+        """Return what a GPU's allocator does from the first update on, before which a trial empties it."""
+        log = self.storages.log
+        return replay(log, next(at for at, name in log.marks if name == "measured"))
 
     def _micro_steps(self, work: Assembled, dealt: Dealt, number: int) -> tuple[TracedCounts, TracedCounts]:
         """Run micro-steps of an update; return what the last two of them executed."""
@@ -123,6 +139,11 @@ class Watch:
         self.storages.label(held.optimizer, "optimizer")
         self.storages.label(held.gradients, "gradients")
         self.storages.label(held.parameters, "parameters")
+
+
+def _number(work: Assembled) -> int:
+    """Return how many micro-steps stand for those of an update: further ones find what the second one found."""
+    return min(2, int(work.trial.cell.axes["num_accumulation_steps"]))
 
 
 def _trial(request: TraceRequest, axes: dict[str, Any]) -> Trial:

@@ -29,6 +29,8 @@ class Log:
     """(number of events so far, what begins)."""
     labels: dict[int, str] = field(default_factory=dict)
     """Serial number -> what the storage turned out to be; may be said long after it was made."""
+    streams: dict[int, int] = field(default_factory=dict)
+    """Serial number -> the stream that it is made on, where that is not the first."""
 
     def mark(self, name: str) -> None:
         """Note that something begins."""
@@ -45,6 +47,7 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, list[Any]] = {}
         self._listen = listen
         self._num_seen = 0
+        self._first_stream = torch.cpu.current_stream()
 
     def label(self, tensors: Iterable[torch.Tensor], name: str) -> None:
         """Say what tensors are; storages that were not seen before are from here on."""
@@ -62,6 +65,8 @@ class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._num_seen += 1
         serial, size = self._num_seen, _rounded(storage.nbytes())
         self.log.events.append((serial, size))
+        if (stream := torch.cpu.current_stream()) is not self._first_stream:
+            self.log.streams[serial] = id(stream)
 
         def freed(_: Any) -> None:
             gone = self._live.pop(key)

@@ -173,6 +173,7 @@ def test_a_trace_is_asked_for_in_whole_tokens(explained: Explained, monkeypatch:
     (request,) = asked[0].requests
     assert request.cell.cell_id == explained.cell_id and request.num_nodes == 1
     assert (request.batch.num_rows, request.batch.width, request.batch.lengths) == (2, 512, (512, 512))
+    assert request.further == (388, 264, 450, 512)  # between the least and the most: they are padded to the longest
     lines = list(tracing.trace_lines(traced, explained))
     assert "loss: traced 1.00 GiB, predicted " in lines[1] and lines[-1] == "  remark: x"
     assert list(tracing.trace_lines(Traced(reason="not traced: no"), explained)) == ["not traced: no"]

@@ -111,6 +111,19 @@ def test_the_optimizer_holds_two_moments_of_every_parameter(tmp_path: Path) -> N
     assert traced.num_trainable_parameters == sum(sizes) / 4
 
 
+def test_an_allocator_reserves_what_is_allocated_and_less_than_is_predicted_at_most(tmp_path: Path) -> None:
+    request = request_of(trial_of(tmp_path, {"precision": "bf16", "checkpointing": "full"}), some_batch(), "cuda")
+    once = trace(tmp_path, request)
+    assert once.reserved_bytes is None and once.allocated_bytes is None
+    replayed = trace(tmp_path, request.model_copy(update={"further": (80, 60, 96)}))
+    assert replayed.reserved_bytes is not None and replayed.allocated_bytes is not None
+    assert replayed.phases == once.phases
+    # Blocks of more than 1 MiB that fit none may keep so much of a rest.
+    assert once.peak_bytes <= replayed.allocated_bytes <= 1.1 * once.peak_bytes
+    assert replayed.allocated_bytes < replayed.reserved_bytes < 2 * once.peak_bytes
+    assert replayed.reserved_bytes % (2 * 2**20) == 0
+
+
 def test_a_gpu_keeps_softmax_in_fp32_and_has_no_fused_kernel_for_grouped_heads_in_fp32(tmp_path: Path) -> None:
     def kept(imitates: str, **axes: Any) -> int:
         traced = trace(tmp_path, request_of(trial_of(tmp_path, axes), some_batch(), imitates))
