@@ -39,6 +39,8 @@ class Gpu:
     """What NVML and torch call it."""
     source: str
     """Where the row comes from."""
+    has_inline_ecc: bool = False
+    """Its memory holds its own check bits, as GDDR of servers does: a sixteenth is missing (a T4 shows 15 GiB)."""
 
     def peak(self, dtype: str) -> float | None:
         """Return the dense peak of a dtype in FLOP/s, None where it is not known."""
@@ -62,6 +64,8 @@ def _row(
     link: tuple[str, float | None],
     device_names: tuple[str, ...],
     source: str,
+    *,
+    has_inline_ecc: bool = False,
 ) -> Gpu:
     return Gpu(
         name=name,
@@ -73,6 +77,7 @@ def _row(
         link_bytes_per_s=None if link[1] is None else link[1] * _GIGA,
         device_names=device_names,
         source=source,
+        has_inline_ecc=has_inline_ecc,
     )
 
 
@@ -116,16 +121,16 @@ GPUS: Final[dict[str, Gpu]] = {
         ),
         _row(
             "L40S-48GB", 48, 0.86, _peaks(91.6, 183, 362, 733, 733), (8, 9), ("PCIe4", 31),
-            ("NVIDIA L40S",), f"{_NVIDIA}en-us/data-center/l40s/ and {_TABLES}",
+            ("NVIDIA L40S",), f"{_NVIDIA}en-us/data-center/l40s/ and {_TABLES}", has_inline_ecc=True,
         ),
         _row(
             "L4-24GB", 24, 0.3, _peaks(30.3, 60, 121, 242, 242), (8, 9), ("PCIe4", 31),
-            ("NVIDIA L4",), f"{_NVIDIA}en-us/data-center/l4/ (dense = half of the sparse figure)",
+            ("NVIDIA L4",), f"{_NVIDIA}en-us/data-center/l4/ (dense = half of the sparse figure)", has_inline_ecc=True,
         ),
         _row(
             # fp16 tensor cores only: no bf16, no tf32.
             "T4-16GB", 16, 0.32, {"fp32": 8.1, "fp16": 65, "int8": 130}, (7, 5), ("PCIe3", 15.75),
-            ("Tesla T4", "NVIDIA T4"), f"{_NVIDIA}en-us/data-center/tesla-t4/",
+            ("Tesla T4", "NVIDIA T4"), f"{_NVIDIA}en-us/data-center/tesla-t4/", has_inline_ecc=True,
         ),
         _row(
             "RTX4090-24GB", 24, 1.008, _peaks(82.6, 82.6, 165.2, 330, 660), (8, 9), ("PCIe4 (no P2P)", 31),
@@ -137,7 +142,7 @@ GPUS: Final[dict[str, Gpu]] = {
         ),
         _row(
             "A10-24GB", 24, 0.6, _peaks(31.2, 62.5, 125, None, 250), (8, 6), ("PCIe4", 31),
-            ("NVIDIA A10",), f"{_NVIDIA}en-us/data-center/products/a10-gpu/ (not re-checked)",
+            ("NVIDIA A10",), f"{_NVIDIA}en-us/data-center/products/a10-gpu/ (not re-checked)", has_inline_ecc=True,
         ),
         _row(
             "RTX A6000-48GB", 48, 0.768, _peaks(38.7, 77, 155, None, 310), (8, 6), ("PCIe4 (+NVLink)", 31),

@@ -34,9 +34,9 @@ ADAPTED: Final = (
     ("qkv", r".*self_attn\.[qkv]_proj"),
     ("qv", r".*self_attn\.[qv]_proj"),
     ("all", ".*_proj"),
-    ("", ".*_proj"),
+    ("", r".*self_attn\.[qv]_proj"),
 )
-"""What a method has in it -> where its adapters go."""
+"""What a method has in it -> where its adapters go; PEFT's own choice for Llama where nothing is said."""
 
 
 class Unmapped(Exception):
@@ -78,7 +78,7 @@ def read_columns(row: Row) -> tuple[str, dict[str, Any]]:
         "method": method,
         "strategy": strategy,
         "sharding": _sharding(row),
-        "offload": "parameters" if "offload" in _text(row, "sharding") else "none",
+        "offload": _offload(row, strategy),
         "precision": _precision(row, method, strategy, software),
         "checkpointing": _checkpointing(row),
         "attention": _attention(row),
@@ -101,7 +101,7 @@ def _software(row: Row, method: str) -> str:
     text = _text(row, "source_csv", "sharding", "notes")
     name = next((name for word, name in SOFTWARE if word in text), "hf")
     if method == "qlora" and name == "hf":
-        return "fms_gptq" if "gptq" in _text(row, "model", "method", "notes") else "fms_bnb"
+        return "fms_gptq" if "gptq" in _text(row, "model", "method", "notes") else "hf_kbit"
     return name
 
 
@@ -138,11 +138,19 @@ def _strategy(row: Row) -> str:
     return "single" if gpus == 1 else "ddp"
 
 
+def _offload(row: Row, strategy: str) -> str:
+    if "offload" not in _text(row, "sharding"):
+        return "none"
+    # Stage 2 can move nothing but the optimizer; of stage 3 the usual settings move everything.
+    is_optimizer = strategy in ("zero1", "zero2") or "optimizer offload" in _text(row, "sharding", "notes")
+    return "optimizer" if is_optimizer else "parameters"
+
+
 def _sharding(row: Row) -> str:
     text = _text(row, "sharding")
     if "hsdp" in text or "hybrid" in text:
         return "hybrid_shard"
-    return "shard_grad_op" if "grad_op" in text else "full_shard"
+    return "shard_grad_op" if "grad_op" in text or "no reshard" in text else "full_shard"
 
 
 def _precision(row: Row, method: str, strategy: str, software: str) -> str:
@@ -167,7 +175,9 @@ def _precision(row: Row, method: str, strategy: str, software: str) -> str:
 
 def _checkpointing(row: Row) -> str:
     text = _text(row, "act_ckpt")
-    if text in ("", "false", "none", "no", "off", "0"):
+    if not text:
+        raise Unmapped("whether activations are computed again is not stated")
+    if text in ("false", "none", "no", "off", "0"):
         return "none"
     if "selective" in text or "sac" in text:
         return "every_2" if "layer" in text else "selective"
@@ -180,7 +190,9 @@ def _attention(row: Row) -> str:
     text = _text(row, "attention").replace(" ", "")
     if "eager" in text:
         return "eager"
-    if "efficient" in text or "xformers" in text or text == "sdpa":
+    if "efficient" in text or "xformers" in text:
+        return "sdpa_efficient"
+    if text == "sdpa":
         return "sdpa"
     return "flash_attention_3" if "fa3" in text or "attn3" in text else "flash_attention_2"
 

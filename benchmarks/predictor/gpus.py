@@ -13,11 +13,13 @@ from egobench.hardware import GPUS, Gpu
 def _gpu(
     name: str, memory_gb: float, bandwidth_tb_per_s: float, half: float, link: tuple[str, float],
     capability: tuple[int, int] = (8, 9), source: str = "vendor's datasheet, from memory", fp8: float | None = None,
+    has_inline_ecc: bool = False,
 ) -> Gpu:  # fmt: skip
     peaks = {"bf16": half * 1e12, "fp16": half * 1e12} | ({} if fp8 is None else {"fp8": fp8 * 1e12})
     return Gpu(
-        name, round(memory_gb * 1e9), bandwidth_tb_per_s * 1e12, peaks, capability, link[0], link[1] * 1e9, (), source
-    )
+        name, round(memory_gb * 1e9), bandwidth_tb_per_s * 1e12, peaks, capability, link[0], link[1] * 1e9, (), source,
+        has_inline_ecc,
+    )  # fmt: skip
 
 
 _KNOWN: Final[tuple[tuple[str, Gpu], ...]] = (
@@ -40,7 +42,7 @@ _KNOWN: Final[tuple[tuple[str, Gpu], ...]] = (
     (r"h20(?!0)", _gpu("H20-96GB", 96, 4.0, 148, ("NVLink4", 450), (9, 0))),
     (r"b200", _gpu("B200-180GB", 180, 8.0, 2250, ("NVLink5", 900), (10, 0))),
     (r"l40s", GPUS["L40S-48GB"]),
-    (r"l40", _gpu("L40-48GB", 48, 0.864, 181, ("PCIe4", 31))),
+    (r"l40", _gpu("L40-48GB", 48, 0.864, 181, ("PCIe4", 31), has_inline_ecc=True)),
     (r"\bl4\b", GPUS["L4-24GB"]),
     (r"4090", GPUS["RTX4090-24GB"]),
     (r"3090", GPUS["RTX3090-24GB"]),

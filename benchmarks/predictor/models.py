@@ -105,7 +105,7 @@ MODELS: Final[dict[str, ModelShape]] = {
     "qwen-1.5-4b": _llm(2560, 40, 20, 20, 6912, 151936),
     "qwen-1.5-32b": _llm(5120, 64, 40, 8, 27392, 152064),
     **{f"qwen-2-{size}": shape for size, shape in _QWEN_2.items()},
-    **{f"qwen-2.5-{size}": shape for size, shape in _QWEN_25.items()},
+    **{f"qwen-2.5-{name}{size}": shape for name in ("", "coder-") for size, shape in _QWEN_25.items()},
     **{
         f"qwen-3-{size}": _llm(*dims, 151936, is_tied=is_tied, head_dim=128, has_qk_norm=True)
         for size, dims, is_tied in (
@@ -117,6 +117,13 @@ MODELS: Final[dict[str, ModelShape]] = {
     **{f"internlm-{v}-{size}": shape for v in ("2", "2.5") for size, shape in _INTERNLM_2.items()},
     **{f"yi-{size}": shape for size, shape in _YI.items()},
     "deepseek-llm-7b": _llm(4096, 30, 32, 32, 11008, 102400),
+    "deepseek-coder-1.3b": _llm(2048, 24, 16, 16, 5504, 32256),
+    "smollm-2-1.7b": _llm(2048, 24, 32, 32, 8192, 49152, is_tied=True),
+    "smollm-2-360m": _llm(960, 32, 15, 5, 2560, 49152, is_tied=True),
+    "smollm-2-135m": _llm(576, 30, 9, 3, 1536, 49152, is_tied=True),
+    "internlm-7b": _llm(4096, 32, 32, 32, 11008, 103168),
+    "internlm-20b": _llm(5120, 60, 40, 40, 13824, 103168),
+    "longchat-13b": _LLAMA_2["13b"],
     "chatglm-3-6b": _llm(4096, 28, 32, 2, 13696, 65024),
     "baichuan-2-7b": _llm(4096, 32, 32, 32, 11008, 125696),
     "baichuan-2-13b": _llm(5120, 40, 40, 40, 13696, 125696),
@@ -144,7 +151,8 @@ MODELS: Final[dict[str, ModelShape]] = {
     **{
         f"gpt-{size}": _llm(hidden, layers, heads, heads, 4 * hidden, vocab, is_tied=True, is_gated=False)
         for size, hidden, layers, heads, vocab in (
-            ("2", 768, 12, 12, 50257), ("2-medium", 1024, 24, 16, 50257), ("2-large", 1280, 36, 20, 50257),
+            ("2", 768, 12, 12, 50257), ("2-124m", 768, 12, 12, 50257), ("2-medium", 1024, 24, 16, 50257),
+            ("2-large", 1280, 36, 20, 50257),
             ("2-xl", 1600, 48, 25, 50257), ("3-125m", 768, 12, 12, 50264), ("3-355m", 1024, 24, 16, 50264),
             ("3-760m", 1536, 24, 16, 50264), ("3-1.3b", 2048, 24, 16, 50264), ("3-2.7b", 2560, 32, 20, 50264),
         )

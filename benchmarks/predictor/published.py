@@ -35,13 +35,17 @@ _KINDS: Final[tuple[tuple[str, Kind], ...]] = (
 """What `mem_kind` has in it -> what was measured."""
 _COUNT, _AMOUNT, _LENGTH = r"[1-9]\d*", r"(\d+\.?\d*(e[+-]?\d+)?)?", r".*\d.*"
 _NUMBERS: Final = {
-    "n_gpus": _COUNT,
+    "n_gpus": _COUNT + "|",
     "seq_len": _LENGTH,
     **dict.fromkeys(
         ("batch_per_gpu", "grad_accum", "images", "mem_GB", "tokens_per_s_per_gpu", "samples_per_s_total"), _AMOUNT
     ),
 }
-_MEANING: Final = {_COUNT: "a whole number from 1 up", _AMOUNT: "a number, or nothing", _LENGTH: "tokens of a sample"}
+_MEANING: Final = {
+    _COUNT + "|": "a whole number from 1 up, or nothing",
+    _AMOUNT: "a number, or nothing",
+    _LENGTH: "tokens of a sample",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _published(line: int, row: Row, by_columns: bool) -> Published:
     except Unmapped as reason:
         why = str(reason)
     kind = next((kind for part, kind in _KINDS if part in row["mem_kind"].lower()), "")
-    per_gpu = _number(row, "tokens_per_s_per_gpu")
+    per_gpu = _number(row, "tokens_per_s_per_gpu") if row["n_gpus"] else None
     return Published(
         source=row["source_csv"],
         line=line,
@@ -141,8 +145,9 @@ def _number(row: Row, column: str) -> float | None:
 
 def _setting(row: Row, by_columns: bool) -> Setting:
     shape, gpu = shape_named(row["model"]), gpu_named(row["gpu"])
-    if not row["batch_per_gpu"]:
-        raise Unmapped("no batch size")
+    for name, what in (("batch_per_gpu", "no batch size"), ("n_gpus", "the number of GPUs is not stated")):
+        if not row[name]:
+            raise Unmapped(what)
     described = None if by_columns else DESCRIBED.get(row["source_csv"])
     software, axes = (described or read_columns)(row)
     axes = {name: axis.default for name, axis in AXES.items()} | stated(row) | axes

@@ -107,6 +107,10 @@ SOFTWARE: Final[dict[str, Software]] = {
     "egobench": Software(aims=True, sums_in_fp32=True),
     # Today's transformers (5.x) moves labels instead of logits, and repeats no keys where there is no mask.
     "hf": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False),
+    # The same after prepare_model_for_kbit_training, as TRL and most examples of QLoRA do; scales are not quantised.
+    "hf_kbit": dataclasses.replace(
+        _FMS, plain_logits=(10.0, 12.0), repeats_kv=False, is_stream_fp32=True, quantised_bytes=0.5 + 4 / 64
+    ),
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),
     "fms_bnb": _FMS,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from egobench.errors import InvalidInput, Mistake, nearest
+from egobench.hardware import Gpu
 from egobench.predict.answer import Bytes, Memory, Phase
 from egobench.predict.constants import DEFAULT, SOFTWARE, Constants
 from egobench.predict.logits import rows_per_chunk
@@ -46,7 +47,7 @@ def _memory(setting: Setting, constants: Constants, found: Pieces, batch: Batch)
         allocated_bytes=peak,
         reserved_low_bytes=peak + outside,
         reserved_high_bytes=max(peak, _most(found.high, size)) + outside,
-        usable_bytes=usable_bytes(setting.machine.gpu.memory_bytes, constants),
+        usable_bytes=usable_bytes(setting.machine.gpu, constants),
         detail=functools.partial(_phases, found, size),
     )
 
@@ -68,9 +69,10 @@ def outside_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:
     return constants.context_bytes + (constants.nccl_bytes if setting.axes["gpus"] > 1 else 0.0)
 
 
-def usable_bytes(nominal_bytes: int, constants: Constants = DEFAULT) -> float:
-    """Return what a program can take of a GPU whose datasheet states so many bytes (its GB are 2**30 in truth)."""
-    return nominal_bytes * (2**30 / 1e9) * (1 - constants.unusable_share)
+def usable_bytes(gpu: Gpu, constants: Constants = DEFAULT) -> float:
+    """Return what a program can take of a GPU (the GB of a datasheet are 2**30 bytes in truth)."""
+    checked = 15 / 16 if gpu.has_inline_ecc else 1.0
+    return gpu.memory_bytes * (2**30 / 1e9) * checked * (1 - constants.unusable_share)
 
 
 def reserved_bytes(setting: Setting, constants: Constants = DEFAULT) -> float:

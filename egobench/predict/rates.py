@@ -184,6 +184,7 @@ LOOPS: Final[dict[str, Loop]] = {
     # Adapters without dropout; a third of what forward and backward pass together read and write of a 16-bit tensor.
     "egobench": replace(_EAGER, adapter_in_bytes=4.0, adapter_out_bytes=8.0),
     "hf": _EAGER,
+    "hf_kbit": _KBIT,
     "fms": _FMS,
     "fms_foak": _FMS_FUSED,
     "fms_bnb": _FMS_QUANTISED,

@@ -66,9 +66,11 @@ def _moments(count: Counts, optimizer: str, form: Formats) -> float:
 
 def _weights(count: Counts, form: Formats, loop: Software) -> float:
     """Return the bytes of all weights, whole."""
+    # `prepare_model_for_kbit_training` widens the head too, which is never in 4 bits.
+    widened = (4 - form.frozen_matrix) * (count.head if loop.is_stream_fp32 and count.embedding else 0.0)
     return (
         form.trained * count.trained + form.adapter * count.adapters + form.frozen_matrix * count.frozen_matrices
-        + form.frozen_other * count.frozen_others + loop.quantised_bytes * count.quantised
+        + form.frozen_other * count.frozen_others + loop.quantised_bytes * count.quantised + widened
     )  # fmt: skip
 
 
@@ -120,6 +122,9 @@ def states(
         per = dict.fromkeys(per, 0.0)
     elif offload == "optimizer":
         per |= {"moments": 0.0, "step_temporary": 0.0}
+        if strategy in ("zero2", "zero3"):  # what is reduced goes to the host at once
+            per |= {"gradients": 0.0, "blocks_gradients": 0.0}
+            head = 0.0
     cast = 2.0 * form.casts_weights
     is_buffered = is_whole and form.gradient == 4  # its buffers stay from one micro-step to the next
     own = per["gradients"] if is_in_pieces and is_accumulated else 0.0

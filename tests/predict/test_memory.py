@@ -7,7 +7,7 @@ import pytest
 
 from egobench.errors import InvalidInput
 from egobench.hardware import GPUS
-from egobench.predict.memory import explain, predict_memory, reserved_bytes
+from egobench.predict.memory import explain, predict_memory, reserved_bytes, usable_bytes
 from egobench.predict.setting import Batch, Machine, Setting
 from egobench.predict.shapes import LlmShape, ModelShape, TowerShape, text_only
 from egobench.spec.axes import AXES
@@ -56,6 +56,9 @@ NUMBERS = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536) +
         ({"strategy": "zero3", "gpus": 4, "precision": "fp32"}, 4 / 4, 12 / 4, 4 / 4, 8 / 4),
         # Micro-steps add up in fp32, in a tensor that needs no copy in stage 2.
         ({"strategy": "zero2", "gpus": 4, "num_accumulation_steps": 2}, 2, 12 / 4, 4 / 4, 4 / 4),
+        # An optimizer on the host takes the reduced gradients with it.
+        ({"strategy": "zero2", "gpus": 4, "offload": "optimizer"}, 2, 0, 0, 0),
+        ({"strategy": "zero3", "gpus": 4, "offload": "optimizer"}, 2 / 4, 0, 0, 0),
         # More than 10**9 numbers a rank: stage 3 updates so many at a time.
         ({"strategy": "zero3", "gpus": 1, "precision": "fp32"}, 4, 12, 4, 8e9 / NUMBERS),
         ({"strategy": "zero3", "gpus": 4, "num_accumulation_steps": 2}, 2 / 4, 12 / 4, 4 / 4, 8 / 4),
@@ -166,3 +169,20 @@ def test_a_size_that_is_none_gets_one_error(change: dict[str, Any]) -> None:
 def test_unknown_software_gets_one_error() -> None:
     with pytest.raises(InvalidInput, match="did you mean 'torchtune'"):
         predict_memory(dataclasses.replace(setting(), software="torchtunes"))
+
+
+def test_a_server_gpu_with_gddr_keeps_a_sixteenth_for_its_check_bits() -> None:
+    # What nvidia-smi shows of them, MiB.
+    for name, shown in (("T4-16GB", 15360), ("A10-24GB", 23028), ("L4-24GB", 23034), ("L40S-48GB", 46068)):
+        assert usable_bytes(GPUS[name]) == pytest.approx(shown * 2**20, rel=0.01)
+    assert usable_bytes(GPUS["RTX4090-24GB"]) == pytest.approx(24564 * 2**20, rel=0.01)
+
+
+def test_kbit_training_keeps_the_head_in_32_bits() -> None:
+    def weights(software: str) -> float:
+        one = setting(text_only(LLM), images=0, method="qlora", precision="bf16_pure", checkpointing="full")
+        found = explain(dataclasses.replace(one, software=software))
+        return sum(part.num_bytes for part in found.phases[0].parts if part.name == "parameters")
+
+    vocabulary, norms = 151674 * 1536, (2 * 28 + 1) * 1536
+    assert weights("fms_bnb_kbit") - weights("fms_bnb") == 2 * (2 * vocabulary + norms)
