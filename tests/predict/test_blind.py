@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.predictor import blind, exact, rows, unseen
+from benchmarks.predictor import blind, exact, rows, score, strangers, unseen
 
 
-@pytest.mark.parametrize("test", [blind, unseen, exact])
+@pytest.mark.parametrize("test", [blind, unseen, exact, strangers])
 def test_the_committed_page_is_made_again(test: Any) -> None:
-    """If this fails: python -m benchmarks.predictor.blind, unseen or exact."""
+    """If this fails: python -m benchmarks.predictor.blind, unseen, exact or strangers."""
     name = test.__name__.rsplit(".", 1)[-1]
     assert (test.HERE / f"{name}.md").read_text(encoding="utf-8") == test.page()
 
@@ -32,6 +32,13 @@ def test_no_run_that_failed_is_said_to_fit(test: Any, number: int) -> None:
         assert len(scored) == len(stream.readlines()) - 1 == number
     failed = [one.verdict for one in scored if one.status == "oom"]
     assert failed and "fits" not in failed
+
+
+def test_no_run_of_strangers_that_failed_is_said_to_fit() -> None:
+    read = strangers.read(strangers.TABLE)
+    assert len(read) == 296
+    failed = [one.verdict for one in score.score(read) if one.row.status == "oom"]
+    assert len(failed) == 5 and "fits" not in failed
 
 
 def test_what_was_mended_stays_so() -> None:
