@@ -101,7 +101,10 @@ def _software(row: Row, method: str) -> str:
     text = _text(row, "source_csv", "sharding", "notes")
     name = next((name for word, name in SOFTWARE if word in text), "hf")
     if method == "qlora" and name == "hf":
-        return "fms_gptq" if "gptq" in _text(row, "model", "method", "notes") else "hf_kbit"
+        if "gptq" in _text(row, "model", "method", "notes"):
+            return "fms_gptq"
+        # FSDP wants one format in a unit, so that nothing is widened there.
+        return "fms_bnb" if "fsdp" in _text(row, "sharding") else "hf_kbit"
     return name
 
 
