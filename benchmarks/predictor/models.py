@@ -175,6 +175,10 @@ MODELS: Final[dict[str, ModelShape]] = {
     "qwen-2.5-vl-72b": _internvl(_QWEN_25_TOWER, _QWEN_25["72b"]),
     "llava-1.5-7b": _llava(_LLAMA_2["7b"]),
     "llava-1.5-13b": _llava(_LLAMA_2["13b"]),
+    # 256 patches of SigLIP-B/16 and no class token; with 224 pixels there are 196.
+    "nanovlm-222m": _internvl(
+        TowerShape(768, 12, 12, 3072, 256, 16, 3), _llm(576, 30, 9, 3, 1536, 49152, is_tied=True)
+    ),
     "internvl-1.2-plus": _internvl(_LARGE_TOWER, _YI["34b"]),
     "internvl-1.5": _internvl(_LARGE_TOWER, _INTERNLM_2["20b"]),
     "internvl-2-1b": _internvl(_SMALL_TOWER, _QWEN_2["0.5b"]),
@@ -207,7 +211,7 @@ _IS_MIXTURE: Final = re.compile(r"\d+x\d+b|\d+b-a\d+b")
 
 def plain_name(name: str) -> str:
     """Return a model's name in the one form that `MODELS` has: `Llama 2 7 B` and `org/Llama-2-7b-hf` are one."""
-    text = re.sub(r"\(.*?\)", "", name.lower().rsplit("/", 1)[-1])  # (2*A100), (26B)
+    text = re.sub(r"\(.*?\)", "", name.lower()).strip().rsplit("/", 1)[-1]  # (2*A100), (26B)
     text = re.sub(r"(?<=\d)_(?=\d)", ".", text)
     text = re.sub(r"[\s_]+", "-", text.strip())
     text = re.sub(r"(?<=[a-z])(?=\d)", "-", text)

@@ -47,6 +47,8 @@ What it taught:
 - **Speed on A100**, once shapes of models were known that the first run lacked: 48 rows of nine sources, median 4.2 %:
   InternEvo from 8 to 128 GPUs 4.2 %, vectorlm 3.3 %, litgpt, EasyContext and Colossal-AI 1 to 3 %. One blog's
   Qwen3 4B is 140 % too fast. RTX 4090 10 %, H200 10 %, H100 23 % and B200 37 % (too slow).
+- **A whole vision-language model in exact lengths**, nanoVLM on an H100 and an RTX 3090, whose shapes the first run
+  lacked too: 15 runs 3 to 11 % low, and the two that failed are said to be out of memory.
 - **The run that failed and was said to fit** was a 7B in 4 bits on a T4. It showed two mistakes, **mended since**: a
   T4 has 15 GiB, not 16, as every server GPU with GDDR keeps a sixteenth for check bits; and
   `prepare_model_for_kbit_training` widens the head to 32 bits.

@@ -22,7 +22,7 @@ HEAD = "model,gpu,n_gpus,method,batch_per_gpu,seq_len,sharding,act_ckpt,mem_GB,m
 def row(**cells: str) -> dict[str, str]:
     return {
         "model": "Llama-2-7b-hf", "gpu": "A100-80GB", "n_gpus": "8", "method": "full", "batch_per_gpu": "1",
-        "seq_len": "4096",
+        "seq_len": "4096", "act_ckpt": "True",
     } | cells  # fmt: skip
 
 
@@ -84,6 +84,8 @@ def test_every_mistake_of_a_table_is_named_at_once(tmp_path: Path) -> None:
         ({"sharding": "FSDP SHARD_GRAD_OP"}, {"strategy": "fsdp", "sharding": "shard_grad_op"}),
         ({"sharding": "HSDP"}, {"strategy": "fsdp", "sharding": "hybrid_shard"}),
         ({"sharding": "DeepSpeed ZeRO-3 offload"}, {"strategy": "zero3", "offload": "parameters", "precision": "bf16"}),
+        ({"sharding": "ZeRO-3, optimizer offload"}, {"strategy": "zero3", "offload": "optimizer"}),
+        ({"sharding": "FSDP2 (no reshard after forward)"}, {"strategy": "fsdp", "sharding": "shard_grad_op"}),
         ({"sharding": ""}, {"strategy": "ddp"}),
         ({"n_gpus": "1", "sharding": "FSDP"}, {"strategy": "single"}),
         ({"method": "QLoRA r64"}, {"method": "qlora", "lora_rank": 64, "precision": "bf16_pure"}),
@@ -131,6 +133,7 @@ def test_what_is_no_setting_is_left_out(cells: dict[str, str]) -> None:
         ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
         ("InternVL-Chat-V1.5(26B)", "internvl-1.5"),
         ("OpenGVLab/InternVL3-8B", "internvl-3-8b"),
+        ("nanoVLM-222M (SigLIP2-B/16-256 + SmolLM2-135M)", "nanovlm-222m"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "qwen-2.5-vl-7b"),
         ("liuhaotian/llava-v1.5-13b", "llava-1.5-13b"),
     ],
