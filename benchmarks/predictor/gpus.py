@@ -44,6 +44,7 @@ _KNOWN: Final[tuple[tuple[str, Gpu], ...]] = (
     (r"l40s", GPUS["L40S-48GB"]),
     (r"l40", _gpu("L40-48GB", 48, 0.864, 181, ("PCIe4", 31), has_inline_ecc=True)),
     (r"\bl4\b", GPUS["L4-24GB"]),
+    (r"4080", _gpu("RTX4080-16GB", 16, 0.717, 97.5, ("PCIe4 (no P2P)", 31))),
     (r"4090", GPUS["RTX4090-24GB"]),
     (r"3090", GPUS["RTX3090-24GB"]),
     (r"6000.?ada", _gpu("RTX 6000 Ada-48GB", 48, 0.96, 364, ("PCIe4", 31))),

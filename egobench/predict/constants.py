@@ -55,6 +55,8 @@ class Software:
     """Bytes per position and token of the vocabulary at the end of the forward pass, and where the loss goes back, with
     16-bit products and the plain loss. Ours: 16-bit logits, their fp32 copy and the log-softmax; then the log-softmax,
     its gradient and theirs."""
+    keeps_outputs: bool = False
+    """The loop holds what its model returned, its logits among it, while the loss goes back: a plain loop does."""
     compiled_logits: float | None = None
     """The same for the plain loss, where it is compiled too; None: it is not."""
     chunked_logits: float = 2.0
@@ -110,6 +112,16 @@ SOFTWARE: Final[dict[str, Software]] = {
     # The same after prepare_model_for_kbit_training, as TRL and most examples of QLoRA do; scales are not quantised.
     "hf_kbit": dataclasses.replace(
         _FMS, plain_logits=(10.0, 12.0), repeats_kv=False, is_stream_fp32=True, quantised_bytes=0.5 + 4 / 64
+    ),
+    # A plain loop around either, instead of Trainer.
+    "hf_loop": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False, keeps_outputs=True),
+    "hf_loop_kbit": dataclasses.replace(
+        _FMS,
+        plain_logits=(10.0, 12.0),
+        repeats_kv=False,
+        is_stream_fp32=True,
+        quantised_bytes=0.5 + 4 / 64,
+        keeps_outputs=True,
     ),
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),

@@ -34,7 +34,7 @@ class Formats:
     """So are trained weights; FSDP has them in 16 bits before autocast sees them."""
 
 
-def formats(precision: str, strategy: str, software: Software) -> Formats:
+def formats(precision: str, strategy: str, software: Software, method: str) -> Formats:
     """Return the formats that a precision means under a strategy, in a training loop."""
     if precision in HALF:
         adapter = software.adapter_bytes or 2
@@ -45,6 +45,9 @@ def formats(precision: str, strategy: str, software: Software) -> Formats:
     if strategy in ZERO:
         return Formats(2, 2, 2, 2, 2, 2, 2, 4, 4, is_autocast=False)
     is_cast = strategy != "fsdp" or software.fsdp == 1
-    frozen = 2 if software.keeps_16_bit and not software.is_stream_fp32 else 4
+    # Where all is trained, the embedding is in 32 bits, and so is what comes out of it; FSDP has 16-bit copies.
+    is_wide = software.is_stream_fp32 or (method == "full" and strategy != "fsdp")
+    is_narrow = software.keeps_16_bit and not is_wide
+    frozen = 2 if is_narrow else 4
     stream = frozen if is_cast else 2
     return Formats(4, 2, frozen, 2, stream, 4, 4, 4, 0, is_autocast=is_cast, casts_weights=strategy != "fsdp")

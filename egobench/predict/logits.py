@@ -35,6 +35,8 @@ def _everywhere(
 ) -> tuple[Linear, Linear, Linear]:
     vocab, wide = float(shape.llm.vocab), form.compute
     forward, back = loop.plain_logits if wide == 2 else (8.0, 12.0)
+    if loop.keeps_outputs:
+        back += wide
     if is_compiled and loop.compiled_logits is not None:
         forward = back = loop.compiled_logits
     if loss != "plain":

@@ -98,7 +98,7 @@ class Choice(NamedTuple):
 def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
     """Return the moments of a choice."""
     loop = SOFTWARE[choice.software]
-    form = formats(choice.precision, choice.strategy, loop)
+    form = formats(choice.precision, choice.strategy, loop, choice.method[0])
     held = states(
         shape, choice.method, choice.precision, choice.strategy, choice.sharding, choice.offload, choice.gpus,
         choice.optimizer, choice.is_accumulated, choice.software, choice.nodes,
@@ -106,14 +106,14 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
     count = counts(shape, *choice.method)
     is_grouped = shape.llm.kv_heads < shape.llm.heads
     how = _how(
-        choice.precision, choice.strategy, choice.software, choice.compiled != "off",
+        form, choice.precision, choice.software, choice.compiled != "off",
         _kernel(choice.attention, form.compute, choice.capability, is_grouped), choice.attention == "sdpa_efficient",
         choice.checkpointing, True, loop.saves_4bit_inputs and choice.method[0] == "qlora",
     )  # fmt: skip
     own = choice.attention if choice.vision_attention == SAME else choice.vision_attention
     seen = choice.checkpointing if choice.vision_checkpointing == SAME else choice.vision_checkpointing
     how_tower = _how(
-        choice.precision, choice.strategy, choice.software, choice.compiled != "off",
+        form, choice.precision, choice.software, choice.compiled != "off",
         _kernel(own, form.compute, choice.capability, False), False, seen, False, False,
     )  # fmt: skip
     is_aimed = choice.loss != "plain" and loop.aims
@@ -177,12 +177,12 @@ def _fragmented(found: Pieces, share: float, of_update: float, of_logits: float)
 
 @functools.lru_cache(maxsize=4096)
 def _how(
-    precision: str, strategy: str, software: str, is_compiled: bool, kernel: str, repeats: bool, checkpointing: str,
+    form: Formats, precision: str, software: str, is_compiled: bool, kernel: str, repeats: bool, checkpointing: str,
     is_llm: bool, saves_inputs: bool,
 ) -> How:  # fmt: skip
     loop = SOFTWARE[software]
     return How(
-        form=formats(precision, strategy, loop),
+        form=form,
         attention=kernel,
         checkpointing=checkpointing,
         is_compiled=is_compiled,

@@ -124,6 +124,9 @@ class Loop:
     Bytes are of the forward pass, per number of a 16-bit tensor; a backward pass moves twice as many.
     """
 
+    block_format: str = ""
+    """Format of the products with the LLM's matrices, where it is not the precision's: around 4-bit matrices without
+    autocast all else is in 32 bits."""
     norm_bytes: float = 36.0
     """Of one norm. RMSNorm in eager mode: to fp32, its square, mean, product, back to 16 bits, times the weight."""
     tower_norm_bytes: float = 6.0
@@ -185,6 +188,7 @@ LOOPS: Final[dict[str, Loop]] = {
     "egobench": replace(_EAGER, adapter_in_bytes=4.0, adapter_out_bytes=8.0),
     "hf": _EAGER,
     "hf_kbit": _KBIT,
+    "hf_loop_kbit": replace(_KBIT, block_format="fp16"),
     "fms": _FMS,
     "fms_foak": _FMS_FUSED,
     "fms_bnb": _FMS_QUANTISED,

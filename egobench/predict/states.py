@@ -93,7 +93,7 @@ def states(
 ) -> States:  # fmt: skip
     """Return what a rank holds."""
     count, loop = counts(shape, *method), SOFTWARE[software]
-    form = formats(precision, strategy, loop)
+    form = formats(precision, strategy, loop, method[0])
     is_hybrid = strategy == "fsdp" and sharding == "hybrid_shard"
     shards, whole = max(1, gpus // max(2, nodes)) if is_hybrid else gpus, _weights(count, form, loop)
     adapter_gradient = form.adapter if form.master == 0 else form.gradient

@@ -72,7 +72,9 @@ class Speed:
 def speed(gpu: Gpu, axes: Mapping[str, Any], software: str, rates: Rates) -> Speed | None:
     """Return the speed of a GPU under a cell's axes; None where its peak is not known."""
     precision, own = axes["precision"], axes["vision_attention"]
-    peak, blocks = gpu.peak_at("bf16" if precision == "fp8" else precision), gpu.peak_at(precision)
+    own_format = loop_of(software, axes["compile"]).block_format
+    peak = gpu.peak_at("bf16" if precision == "fp8" else precision)
+    blocks = gpu.peak(own_format) if own_format else gpu.peak_at(precision)
     if peak is None or blocks is None:
         return None
     return _speed(
