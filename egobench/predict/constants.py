@@ -147,6 +147,8 @@ SOFTWARE: Final[dict[str, Software]] = {
     "swift_bnb_qwen": dataclasses.replace(_SWIFT, is_stream_fp32=True),
     "litgpt": Software(loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64),
     "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
+    # Thunder's benchmark of litgpt: a loss of 16-bit logits as they are, and a loop that keeps them.
+    "litgpt_plain": Software(plain_logits=(4.0, 6.0), keeps_outputs=True, repeats_kv=True),
     "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),
     # Qwen's own code makes its loss of 16-bit logits, where nothing autocasts it: under DeepSpeed.
     "qwen": dataclasses.replace(_SWIFT, **_IN_HALF),

@@ -48,3 +48,11 @@ def test_what_was_mended_stays_so() -> None:
     assert len(liger) == 12 and max(liger) < 0.09
     titan = [abs(one.time_error or 1) for one in scored if one.name.endswith("torchtitan")]
     assert len(titan) == 7 and max(titan) < 0.03
+
+
+def test_allocated_memory_is_near_where_a_strangers_loop_is_known() -> None:
+    sources = ("fitcheck-llm", "can-i-finetune-this", "nanovlm-measure-vram")
+    found = [one for one in score.score(strangers.read(strangers.TABLE)) if one.row.source in sources]
+    errors = sorted(abs(one.error) for one in found if one.error is not None and one.row.memory_kind == "allocated")
+    assert len(errors) == 81
+    assert errors[40] < 0.01 and errors[72] < 0.06
