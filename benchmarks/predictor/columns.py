@@ -10,7 +10,7 @@ from typing import Any, Final
 
 Row = dict[str, str]
 REQUIRED: Final = ("model", "gpu", "n_gpus", "method", "batch_per_gpu", "seq_len")
-"""Columns without which there is no setting."""
+"""Columns without which there is no setting; `act_ckpt` too, unless a source is described."""
 OPTIONAL: Final = (
     "source_csv", "software", "weights_dtype", "precision_mode", "sharding", "act_ckpt", "attention", "compile",
     "optimizer", "grad_accum", "images", "tokens_per_s_per_gpu", "samples_per_s_total", "mem_GB", "mem_kind", "status",
