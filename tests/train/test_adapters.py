@@ -151,11 +151,12 @@ def test_rank_and_alpha(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "axes", "atol"),
     [
-        ("lora", {}, 2e-5),
-        ("lora", {"lora_targets": "all-linear", "projector": "frozen"}, 2e-5),
-        ("dora", {}, 2e-5),
-        ("qlora", {}, 2e-5),
-        ("qlora", {"lora_targets": r"model\.(vision_tower.*fc1|language_model.*q_proj)"}, 2e-5),
+        # Sums in another order: 2e-5 on an AMD EPYC, 3e-5 on an Intel Xeon.
+        ("lora", {}, 5e-5),
+        ("lora", {"lora_targets": "all-linear", "projector": "frozen"}, 5e-5),
+        ("dora", {}, 5e-5),
+        ("qlora", {}, 5e-5),
+        ("qlora", {"lora_targets": r"model\.(vision_tower.*fc1|language_model.*q_proj)"}, 5e-5),
         ("lora", {"precision": "bf16"}, 0.2),
         ("qlora", {"precision": "bf16"}, 0.2),
     ],
