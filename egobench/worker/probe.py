@@ -53,6 +53,8 @@ BYTES: Final = {"gloo": 4 * 2**20, "nccl": 256 * 2**20}
 """Of one buffer of the all-reduce."""
 REPEATS: Final = {"gloo": 3, "nccl": 10}
 PING_WITHIN_S: Final = 5.0
+OTHERS_WITHIN_S: Final = 5.0
+"""In which the other nodes say that they are here, before one that sees nothing fails and Slurm ends them all."""
 _POLL_S: Final = 0.05
 
 Child = tuple[Any, Connection]
@@ -70,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     request = read_document(paths.request, ProbeRequest)
     if request is None:
         say(f"{path}: no whole probe request; the folder is not the one that the login node sees")
+        time.sleep(OTHERS_WITHIN_S)
         return EXIT_ENVIRONMENT
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # of a job so short the warning may come at its start
     step = read_step() if request.launcher == "slurm" else _this_machine(request.token)

@@ -380,12 +380,9 @@ def test_a_folder_that_a_node_cannot_see(
     assert found["probe job"]["verdict"] == "failed"
     if blind == "n1":  # where Slurm would have written its log
         assert "does every node see that folder?" in found["probe job"]["todo"]
-    elif "shared folder" in found:
+    else:
         assert found["shared folder"]["verdict"] == "failed"
         assert "1 of 2 nodes have written to it" in found["shared folder"]["what"]
-    else:  # Slurm ended the step before the other node, a slow one, had written anything: the log says it
-        assert "the folder is not the one that the login node sees" in found["probe job"]["what"]
-        assert "n2" in found["probe job"]["what"]
 
 
 @pytest.mark.slurm
