@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import json
 import subprocess
 import sys
 import tempfile
@@ -109,27 +108,23 @@ def _shape(asked: Asked, num_blocks: int | None) -> ModelShape:
     )
 
 
-def traces_of(cells: Sequence[Asked], given: argparse.Namespace) -> list[Traced]:
-    """Have the worker's side trace, in its own process."""
-    requests = tuple(
-        TraceRequest(
-            cell=one.cell,
-            batch=batch_of(one.cell),
-            num_nodes=one.num_nodes,
-            base_folder=one.folder,
-            num_blocks=given.blocks,
-        )
-        for one in cells
-    )
+def traces_of(requests: Sequence[TraceRequest], given: argparse.Namespace) -> list[Traced]:
+    """Have the worker's side trace, in its own process; `given`: cache, processes, limit_s."""
     asked = TraceRequests(
-        requests=requests, cache_folder=given.cache, num_processes=given.processes, limit_s=given.limit_s
+        requests=tuple(requests), cache_folder=given.cache, num_processes=given.processes, limit_s=given.limit_s
     )
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         file.write(asked.model_dump_json())
         file.flush()
         command = [sys.executable, "-m", "egobench.trace", file.name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [Traced.model_validate(json.loads(line)) for line in done.stdout.splitlines()]
+    return [Traced.model_validate_json(line) for line in done.stdout.splitlines()]
+
+
+def request_of(one: Asked, **more: Any) -> TraceRequest:
+    """Return what is traced of a cell; `more`: fields of the request beside those of the cell."""
+    batch = batch_of(one.cell)
+    return TraceRequest(cell=one.cell, batch=batch, num_nodes=one.num_nodes, base_folder=one.folder, **more)
 
 
 def row_of(asked: Asked, num_blocks: int | None) -> dict[str, Any]:
@@ -180,7 +175,9 @@ def main() -> None:
     traces = earlier_rows(given.again) if given.again else {}
     rest = [one for one in cells if (one.matrix, one.cell.cell_id) not in traces]
     if given.limit_s:
-        for asked, traced in zip(rest, traces_of(rest, given), strict=True):
+        for asked, traced in zip(
+            rest, traces_of([request_of(one, num_blocks=given.blocks) for one in rest], given), strict=True
+        ):
             traces[asked.matrix, asked.cell.cell_id] = traced_row(traced)
     rows = [
         row_of(one, given.blocks) | traces.get((one.matrix, one.cell.cell_id), {"reason": NOT_YET}) for one in cells

@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.predictor.compare_trace import Asked, batch_of, cells_of, setting_of
+from benchmarks.predictor.compare_trace import Asked, batch_of, cells_of, request_of, setting_of, traces_of
 from egobench.predict.memory import VARYING, outside_bytes, predict_memory, reserved_bytes
-from egobench.records.trace import Traced, TraceRequest, TraceRequests
+from egobench.records.trace import Traced
 
 HERE: Final = Path(__file__).parent
 CELLS: Final = (
@@ -41,17 +38,10 @@ def asked_cells() -> Iterator[Asked]:
         yield from (one for one in cells_of(path) if all(word in one.cell.cell_id for word in words))
 
 
-def request_of(one: Asked) -> TraceRequest:
-    """Return what is traced of a cell."""
-    batch = batch_of(one.cell)
+def further_of(one: Asked) -> tuple[int, ...]:
+    """Return the widths of a cell's further updates."""
     shares = SHARES if one.cell.axes["padding"] in VARYING else (1.0,)
-    return TraceRequest(
-        cell=one.cell,
-        batch=batch,
-        num_nodes=one.num_nodes,
-        base_folder=one.folder,
-        further=tuple(round(share * batch.width) for share in shares),
-    )
+    return tuple(round(share * batch_of(one.cell).width) for share in shares)
 
 
 def row_of(one: Asked, traced: Traced) -> dict[str, Any]:
@@ -98,17 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--cache", default=str(Path.home() / ".cache" / "egobench"))
+    parser.add_argument("--limit-s", type=float, default=900)
     given = parser.parse_args()
     cells = list(asked_cells())
-    wanted = TraceRequests(
-        requests=tuple(map(request_of, cells)), cache_folder=given.cache, num_processes=given.processes, limit_s=900
-    )
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        file.write(wanted.model_dump_json())
-        file.flush()
-        command = [sys.executable, "-m", "egobench.trace", file.name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    traces = map(Traced.model_validate_json, done.stdout.splitlines())
+    traces = traces_of([request_of(one, further=further_of(one)) for one in cells], given)
     rows = [row_of(one, traced) for one, traced in zip(cells, traces, strict=True)]
     with (HERE / "replays.csv").open("w", newline="", encoding="utf-8") as stream:
         fields = ("matrix", "cell", "traced_bytes", "allocated_bytes", "reserved_bytes", "predicted_bytes",

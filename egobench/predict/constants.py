@@ -99,6 +99,9 @@ _FMS: Final = Software(
 )  # fmt: skip
 
 
+_HF: Final = dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False)
+# Scales are not quantised, unless somebody asks for it.
+_HF_KBIT: Final = dataclasses.replace(_HF, is_stream_fp32=True, quantised_bytes=0.5 + 4 / 64)
 _FOAK: Final[dict[str, Any]] = {"plain_logits": (10.0, 10.0)}
 _IN_HALF: Final[dict[str, Any]] = {"plain_logits": (6.0, 6.0)}
 """A loss of 16-bit logits that copies them without their last position; two gradients going back."""
@@ -108,21 +111,12 @@ _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=
 SOFTWARE: Final[dict[str, Software]] = {
     "egobench": Software(aims=True, sums_in_fp32=True),
     # Today's transformers (5.x) moves labels instead of logits, and repeats no keys where there is no mask.
-    "hf": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False),
-    # The same after prepare_model_for_kbit_training, as TRL and most examples of QLoRA do; scales are not quantised.
-    "hf_kbit": dataclasses.replace(
-        _FMS, plain_logits=(10.0, 12.0), repeats_kv=False, is_stream_fp32=True, quantised_bytes=0.5 + 4 / 64
-    ),
+    "hf": _HF,
+    # The same after prepare_model_for_kbit_training, as TRL and most examples of QLoRA do.
+    "hf_kbit": _HF_KBIT,
     # A plain loop around either, instead of Trainer.
-    "hf_loop": dataclasses.replace(_FMS, plain_logits=(10.0, 12.0), repeats_kv=False, keeps_outputs=True),
-    "hf_loop_kbit": dataclasses.replace(
-        _FMS,
-        plain_logits=(10.0, 12.0),
-        repeats_kv=False,
-        is_stream_fp32=True,
-        quantised_bytes=0.5 + 4 / 64,
-        keeps_outputs=True,
-    ),
+    "hf_loop": dataclasses.replace(_HF, keeps_outputs=True),
+    "hf_loop_kbit": dataclasses.replace(_HF_KBIT, keeps_outputs=True),
     "fms": _FMS,
     "fms_foak": dataclasses.replace(_FMS, **_FOAK),
     "fms_bnb": _FMS,

@@ -47,7 +47,6 @@ def formats(precision: str, strategy: str, software: Software, method: str) -> F
     is_cast = strategy != "fsdp" or software.fsdp == 1
     # Where all is trained, the embedding is in 32 bits, and so is what comes out of it; FSDP has 16-bit copies.
     is_wide = software.is_stream_fp32 or (method == "full" and strategy != "fsdp")
-    is_narrow = software.keeps_16_bit and not is_wide
-    frozen = 2 if is_narrow else 4
+    frozen = 2 if software.keeps_16_bit and not is_wide else 4
     stream = frozen if is_cast else 2
     return Formats(4, 2, frozen, 2, stream, 4, 4, 4, 0, is_autocast=is_cast, casts_weights=strategy != "fsdp")
