@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training_trials import in_ranks, make_trial, one_rank, run_keeping_weights
+from training_trials import in_ranks, make_trial, one_rank, run_keeping_weights, weights_apart
 
 from egobench.models.internvl import build
 from egobench.probes.clock import NullClock
@@ -158,7 +158,7 @@ def compare(one: Ran, other: Ran) -> dict[str, float]:
     return {
         "loss": max(abs(a.loss - b.loss) / a.loss for a, b in pairs),
         "grad_norm": max(abs(a.grad_norm - b.grad_norm) / a.grad_norm for a, b in pairs),
-        "weights": largest_difference(one.weights, other.weights),
+        "weights": weights_apart(one.weights, other.weights),
     }
 
 

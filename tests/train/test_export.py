@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from resuming import attempt, attempt_in_ranks, lines_of
-from training_trials import make_trial, one_rank, run_keeping_weights, setup_here
+from training_trials import NOISE, ROUNDING, make_trial, one_rank, run_keeping_weights, setup_here, weights_apart
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from egobench.models.internvl import EGOTINY
@@ -86,7 +86,7 @@ def test_a_full_model(tmp_path: Path) -> None:
     assert state.keys() == weights.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
     logits = in_a_fresh_process(folder, inputs_of(trial), tmp_path)
-    assert torch.equal(logits, trained_logits(trial, weights))
+    assert (logits - trained_logits(trial, weights)).abs().max() <= ROUNDING
     # Nothing but weights differs from where training began.
     for name in ("config.json", "tokenizer.json"):
         assert json.loads((folder / name).read_text()) == json.loads((EGOTINY / name).read_text())
@@ -107,20 +107,20 @@ def test_pictures_are_prepared_as_in_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "tolerance"),
+    "axes",
     [
-        ({"method": "lora"}, 2e-5),
-        ({"method": "dora", "projector": "frozen"}, 2e-5),
-        ({"method": "qlora"}, 2e-4),
-        ({"method": "last_blocks", "loss": "chunked"}, 0),
+        {"method": "lora"},
+        {"method": "dora", "projector": "frozen"},
+        {"method": "qlora"},
+        {"method": "last_blocks", "loss": "chunked"},
     ],
-    ids=lambda value: str(value),
+    ids=lambda axes: axes["method"],
 )
-def test_adapters_are_merged(tmp_path: Path, axes: dict[str, Any], tolerance: float) -> None:
+def test_adapters_are_merged(tmp_path: Path, axes: dict[str, Any]) -> None:
     trial = exporting(tmp_path, axes=axes)
     logits = trained(trial, tmp_path)
     merged = reloaded(TrialPaths(tmp_path).model, inputs_of(trial))
-    assert (merged - logits).abs().max() <= tolerance
+    assert (merged - logits).abs().max() <= ROUNDING
     assert not torch.allclose(merged, reloaded(EGOTINY, inputs_of(trial)), atol=1e-2)
 
 
@@ -175,9 +175,9 @@ def test_adapters_alone_are_what_peft_reads(tmp_path: Path, projector: str) -> N
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(EGOTINY)
     loaded = reloaded(EGOTINY, inputs_of(trial), folder)
-    assert torch.allclose(loaded, logits, atol=2e-5, rtol=0)
+    assert (loaded - logits).abs().max() <= ROUNDING
     if projector == "trained":
-        assert torch.equal(in_a_fresh_process(EGOTINY, inputs_of(trial), tmp_path, folder), loaded)
+        assert (in_a_fresh_process(EGOTINY, inputs_of(trial), tmp_path, folder) - loaded).abs().max() <= ROUNDING
 
 
 def test_a_method_without_adapters_leaves_its_whole_model(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_spread_over_ranks(tmp_path: Path) -> None:
         assert said[0][0].num_parameters > 0
         found[strategy] = AutoModelForImageTextToText.from_pretrained(TrialPaths(tmp_path / strategy).model)
     states = [found[strategy].state_dict() for strategy in ("ddp", "fsdp")]
-    assert all(torch.allclose(states[0][name], states[1][name], atol=1e-5) for name in states[0])
+    assert weights_apart(*states) < NOISE
     began = AutoModelForImageTextToText.from_pretrained(EGOTINY).state_dict()
     changed = {name for name, tensor in states[0].items() if not torch.equal(tensor, began[name])}
     assert any("q_proj" in name for name in changed)

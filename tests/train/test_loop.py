@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_trials import make_trial, one_rank, run_here, run_keeping_weights, setup_here
+from training_trials import NOISE, make_trial, one_rank, run_here, run_keeping_weights, setup_here, weights_apart
 from transformers.models.internvl.modeling_internvl import InternVLVisionMLP
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
@@ -112,9 +112,7 @@ def test_fused_and_foreach_adamw_agree(tmp_path: Path) -> None:
     for name in ("adamw", "adamw_fused"):
         trial = make_trial(tmp_path / name, axes={"optimizer": name}, recipe={"num_steps": 2, "weight_decay": 0.1})
         ends.append(run_keeping_weights(trial, tmp_path / name, one_rank())[1])
-    for name, tensor in ends[0].items():
-        if not name.endswith("k_proj.bias"):
-            assert torch.allclose(tensor, ends[1][name], atol=1e-5), name
+    assert weights_apart(*ends) < NOISE
 
 
 def test_only_matrices_are_decayed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training_trials import make_trial, run_ranks, setup_here
+from training_trials import NOISE, make_trial, run_ranks, setup_here, weights_apart
 
 from egobench.errors import EnvironmentProblem
 from egobench.models.parts import head, llm_blocks
@@ -157,7 +157,8 @@ def test_the_head_stays_what_it_was(tmp_path: Path) -> None:
     assert torch.equal(head(chunked.model)(state), head(plain.model)(state))  # what questions are answered with
 
 
-def test_an_error_leaves_no_targets_behind(tmp_path: Path) -> None:
+def test_an_error_leaves_no_targets_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "0")  # a compiled trial of this process has set it
     work = ready(tmp_path, as_it_is, loss="chunked")
     dealt = work.feed.next()
     with pytest.raises(ValueError, match="do not match"):
@@ -189,10 +190,7 @@ def test_chunked_trains_as_plain_does_in_every_strategy(tmp_path: Path, strategy
         [value for line in expected for value in line], rel=1e-4, abs=1e-6
     )
     if strategy == "ddp":  # the others' state dicts hold pieces; tests of strategies compare their weights
-        apart = [(own[name] - weights[name]).abs().flatten() for name in weights if not name.endswith("k_proj.bias")]
-        every = torch.cat(apart)
-        # Where a gradient is next to nothing Adam makes a step of its noise; how much there is depends on the CPU.
-        assert (every > 1e-5).float().mean() < 1e-4 and every.max() < 3e-4
+        assert weights_apart(own, weights) < NOISE
 
 
 def test_a_missing_package_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
