@@ -41,7 +41,7 @@ class Explained:
     largest: int | None
     """Micro-batch that fits for certain; None: not even one sample does."""
     largest_perhaps: int | None
-    """Micro-batch that fits without fragmentation."""
+    """Micro-batch that fits with the shortest samples and no fragmentation."""
     scaling: tuple[Scaled, ...]
 
     @property

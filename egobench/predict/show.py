@@ -66,7 +66,8 @@ def _largest(one: Explained) -> str:
         return "not even one sample fits"
     if one.largest is None:
         return f"the largest that may fit: {one.largest_perhaps:,}"
-    return f"the largest that fits: {one.largest:,}; without fragmentation {one.largest_perhaps:,}"
+    more = "" if one.largest == one.largest_perhaps else f"; {one.largest_perhaps:,} may, if samples are short"
+    return f"the largest that fits: {one.largest:,}{more}"
 
 
 def use(one: Explained) -> str:
