@@ -85,6 +85,7 @@ def read_columns(row: Row) -> tuple[str, dict[str, Any]]:
         "compile": "blocks" if _text(row, "compile") in ("1", "true", "yes") else "off",
         "optimizer": _optimizer(row),
         "projector": "trained" if method == "freeze" else "frozen",
+        "loss": "chunked" if re.search(r"chunked (ce|cross|loss)", _text(row, "notes")) else "plain",
         "lora_rank": int(rank[1]) if rank else 16,
         "lora_targets": next(found for word, found in ADAPTED if word in _text(row, "method")),
         "padding": "dynamic" if "<=" in row["seq_len"] or "variable" in _text(row, "notes") else "max",
@@ -157,23 +158,23 @@ def _sharding(row: Row) -> str:
 
 
 def _precision(row: Row, method: str, strategy: str, software: str) -> str:
-    text = _text(row, "precision_mode")
+    text, weights = _text(row, "precision_mode"), _text(row, "weights_dtype")
+    is_pure = "pure" in text or "true" in text
     if "fp8" in text or "float8" in text:
         return "fp8"
     if "fp32" in text or "float32" in text:
         return "fp32"
     if "tf32" in text:
         return "tf32"
-    if ("fp16" in text or "float16" in text) and "bf" not in text:
+    if ("fp16" in text or "float16" in text) and "bf" not in text and not is_pure:
         return "fp16"
     if strategy.startswith("zero"):
         return "bf16"  # DeepSpeed keeps 32-bit masters of what is trained
     if method != "full":
         return "bf16_pure"  # what adapters stand beside, and what is frozen, is loaded in 16 bits
-    weights = _text(row, "weights_dtype")
     # Who fine-tunes with transformers loads a checkpoint as it was saved, in 16 bits, where nothing else is said.
     is_half = (software.startswith("hf") and not weights) or re.match(r"bf|float16|fp16", weights)
-    return "bf16_pure" if "pure" in text or "true" in text or (is_half and "amp" not in text) else "bf16"
+    return "bf16_pure" if is_pure or (is_half and "amp" not in text) else "bf16"
 
 
 def _checkpointing(row: Row) -> str:

@@ -129,7 +129,7 @@ def _status(row: Row) -> Status:
     text = row["status"]
     if text.startswith("SOFT") or text.startswith("derived"):
         return "soft"
-    if "OOM" in text or "raw OOM" in row["notes"]:
+    if re.search(r"\boom\b|out.of.memory", text, re.IGNORECASE) or "raw OOM" in row["notes"]:
         return "oom"
     return "not_run" if text == "N/A" else "ok"
 
@@ -266,13 +266,15 @@ def _litgpt(row: Row) -> tuple[str, dict[str, Any]]:
         raise Unmapped("a prefix adapter, which is no method of egobench")
     kind = "qlora" if "nf4" in row["method"] else "lora"
     is_sharded = int(row["n_gpus"]) > 1
-    return "litgpt_dq" if row["method"].endswith("dq") else "litgpt", {
+    own = "litgpt_dq" if row["method"].endswith("dq") else "litgpt"
+    return "litgpt_first" if is_sharded and kind == "lora" else own, {
         "strategy": "fsdp" if is_sharded else "single",
         "method": kind,
         "precision": "bf16_pure",
         # Its LoRA script of then: FSDP wraps and recomputes every block, one GPU keeps everything.
         "checkpointing": "full" if is_sharded else "none",
         "attention": "sdpa",
+        "loss": "chunked",
         "lora_rank": 8,
         "lora_targets": r".*self_attn\.[qv]_proj",
     }

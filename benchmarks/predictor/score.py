@@ -89,11 +89,11 @@ def _is(source: str, *words: str) -> Callable[[Scored], bool]:
 EXPLAINED: Final = (
     Explained(
         _is("litgpt", "on Mult"),
-        "the peak is while loading: every rank holds the whole model before FSDP cuts it up",
+        "FSDP keeps what it has gathered of frozen weights; about four blocks more than that are there as well",
     ),
     Explained(
         _is("litgpt", "nf4"),
-        "products with 4-bit matrices keep something more than their input",
+        "how long the micro-batch before the longest one is, whose inputs are still there, is a guess",
     ),
     Explained(
         lambda one: (
@@ -126,9 +126,6 @@ EXPLAINED: Final = (
     ),
     Explained(
         _is("fms_refs_a100", "foak"), "logits go through a fused kernel; the cache keeps the unfused sizes of step 1"
-    ),
-    Explained(
-        _is("litgpt", "LoRA on 1 GP"), "dropout's masks, and copies that its merged q, k, v make, are not modelled"
     ),
 )
 """Checked in order; the first that matches explains a row."""

@@ -36,6 +36,8 @@ class How:
     upcasts_norms: bool
     casts_inputs: bool
     selects_half: bool
+    joins_qkv: bool
+    drops_inputs: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def _read(width: int, readers: Sequence[Training], how: How, is_wide: bool, is_k
     form = how.form
     weights = sum(one.weight or how.saves_inputs for one in readers)
     adapters = sum(one.rank > 0 for one in readers)
+    if adapters and how.drops_inputs:  # each has a copy of its own, and a mask
+        joined = 1 if how.joins_qkv and len(readers) == len("qkv") else adapters
+        return float(joined * width * (form.compute + 1) + form.compute * width * bool(weights and not is_kept))
     if form.is_autocast and is_wide and how.is_compiled:  # one cast for all of them
         return float(form.compute * width * bool(weights or adapters))
     if form.is_autocast and is_wide:
@@ -185,6 +190,10 @@ def _attention(
         saved += _norm(width + keys, is_norm_trained, needs, how, True, form.compute)
     repeated = width if how.repeats_kv or (how.attention == EAGER and is_llm) else keys
     saved += form.compute * (width + 2 * repeated) + 4 * part.heads
+    if how.joins_qkv and is_llm:
+        adapted = [out for one, out in zip(trainings, (width, keys, keys), strict=False) if one.rank]
+        saved += form.compute * sum(adapted) * (len(adapted) < len("qkv"))
+        saved += form.compute * (width + keys) * (repeated == keys == width)
     is_kept = how.attention != EAGER
     saved += form.compute * width * is_kept  # attention keeps its output
     saved += _read(hidden, trainings[:3], how, wide)

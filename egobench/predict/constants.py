@@ -73,6 +73,11 @@ class Software:
     """`prepare_model_for_kbit_training`: norms and embeddings in fp32, and so the residual stream."""
     repeats_kv: bool = False
     """Keys and values are copied for every query head before attention."""
+    joins_qkv: bool = False
+    """Queries, keys and values are cut out of one product: values that are not repeated keep all of it, and the outputs
+    of adapters of some of the three, put in their places, are kept as well (litgpt)."""
+    drops_inputs: bool = False
+    """Dropout before every adapter, which keeps its own 16-bit input and a mask."""
     upcasts_norms: bool = True
     """Norms copy a 16-bit stream to fp32, and autograd keeps the copy."""
     selects_half: bool = False
@@ -82,10 +87,16 @@ class Software:
     keeps_streams: bool = False
     """FSDP 1 with frozen units holds on to the gradient of every checkpoint until the backward pass has ended: its
     hooks would wait for gradients that frozen inputs never get. Inferred from slopes of fms, not seen in a trace."""
+    keeps_gathered: bool = False
+    """FSDP 1 keeps frozen weights, once gathered, until the backward pass has ended (torch 2.0; mended by pull request
+    101982)."""
+    waits_to_reduce: bool = False
+    """Where micro-steps are accumulated, FSDP adds up whole gradients, and cuts them up in the last one (`no_sync`)."""
     loads_whole: bool = False
     """FSDP cuts up a model that every rank holds whole; the peak may lie there."""
     saves_4bit_inputs: bool = False
-    """Products with 4-bit matrices keep their input, which nothing reads (bitsandbytes of 2023)."""
+    """Products with 4-bit matrices keep their input, which nothing reads, as long as the loss lives (bitsandbytes until
+    0.43); a loop that holds its loss has those of one micro-step until the next one has made its own."""
     sums_in_fp32: bool = False
     """ZeRO adds micro-steps up in fp32 (`grad_accum_dtype`)."""
     quantised_bytes: float = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -95,7 +106,7 @@ class Software:
 _FMS: Final = Software(
     # transformers 4.4x: 16-bit logits, fp32 copy, shifted copy, log-softmax; then two gradients for the first two.
     plain_logits=(14.0, 14.0), adapter_bytes=4, casts_inputs=True, keeps_16_bit=True, repeats_kv=True, fsdp=1,
-    keeps_streams=True,
+    keeps_streams=True, waits_to_reduce=True,
 )  # fmt: skip
 
 
@@ -107,6 +118,13 @@ _IN_HALF: Final[dict[str, Any]] = {"plain_logits": (6.0, 6.0)}
 """A loss of 16-bit logits that copies them without their last position; two gradients going back."""
 _GPTQ: Final[dict[str, Any]] = {"quantised_bytes": 0.5 + 2.5 / 128}
 _SWIFT: Final = dataclasses.replace(_FMS, plain_logits=(12.0, 12.0), repeats_kv=False)
+
+# What its blocks and its loss keep was counted on the model itself (00af8b0d, in bf16): chunks of 16-bit logits,
+# which the loop holds on to beside their log-softmax.
+_LITGPT: Final = Software(
+    loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64, repeats_kv=True, joins_qkv=True,
+    drops_inputs=True, waits_to_reduce=True, chunked_logits=4.0, fsdp=1,
+)  # fmt: skip
 
 SOFTWARE: Final[dict[str, Software]] = {
     "egobench": Software(aims=True, sums_in_fp32=True),
@@ -139,8 +157,9 @@ SOFTWARE: Final[dict[str, Software]] = {
     "swift_qwen": _SWIFT,
     "swift_gptq_qwen": dataclasses.replace(_SWIFT, **_GPTQ),
     "swift_bnb_qwen": dataclasses.replace(_SWIFT, is_stream_fp32=True),
-    "litgpt": Software(loads_whole=True, saves_4bit_inputs=True, quantised_bytes=0.5 + 4 / 64),
-    "litgpt_dq": Software(loads_whole=True, saves_4bit_inputs=True),
+    "litgpt": _LITGPT,
+    "litgpt_dq": dataclasses.replace(_LITGPT, quantised_bytes=Software.quantised_bytes),
+    "litgpt_first": dataclasses.replace(_LITGPT, keeps_gathered=True),
     # Thunder's benchmark of litgpt: a loss of 16-bit logits as they are, and a loop that keeps them.
     "litgpt_plain": Software(plain_logits=(4.0, 6.0), keeps_outputs=True, repeats_kv=True),
     "fsdp_qlora": dataclasses.replace(_FMS, casts_inputs=False),

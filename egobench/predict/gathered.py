@@ -58,7 +58,10 @@ def _flat(count: Counts, form: Formats, loop: Software) -> Gathered:
     wide = form.frozen_matrix
     root = wide * (count.head + count.embedding)
     block = wide * count.block + loop.quantised_bytes * count.block_quantised + form.gradient * count.block_trained
-    return Gathered(root, 0.0, root, root + block, root + block, root + wide * count.tower_block, root)
+    first = root + block
+    if loop.keeps_gathered and count.trained == 0:
+        first = max(first, wide * count.frozen_matrices + loop.quantised_bytes * count.quantised)
+    return Gathered(root, 0.0, root, root + block, first, root + wide * count.tower_block, root)
 
 
 def _fully_sharded(count: Counts, form: Formats, sharding: str, loop: Software) -> Gathered:

@@ -51,6 +51,7 @@ LOGITS: Final = "logits"
 GATHERED: Final = "gathered weights"
 GATHERED_BACK: Final = "gathered weights, and gradients that are reduced"
 CASTS: Final = "weights cast by autocast"
+LINGERING: Final = "inputs of 4-bit matrices, of the micro-step before"
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Cast:
     tower_share: float
     waits: bool
     """FSDP keeps the gradients of checkpoints."""
+    lingering: float
+    """Per position, from the micro-step before, until the new loss has been made."""
     loads_whole: bool
     workspace_bytes: float
 
@@ -149,6 +152,7 @@ def moments(cast: Cast) -> tuple[Moment, ...]:
 def _at_head(cast: Cast) -> tuple[Moment, ...]:
     held, whole = cast.held, cast.held.gathered
     before, activations = cast.before, cast.activations
+    earlier = [*before, (LINGERING, Linear(position=cast.lingering))] if cast.lingering else before
     kept = ("activations at the head", Linear(supervised=cast.head) if cast.is_aimed else Linear(position=cast.head))
     # What was received is there beside the weights that are made of it, as long as the head is at work.
     received, gathered = (GATHERED, Linear(whole.forward + whole.received)), (GATHERED, Linear(whole.forward))
@@ -161,8 +165,8 @@ def _at_head(cast: Cast) -> tuple[Moment, ...]:
     forward, loss, head = ((LOGITS, part) for part in cast.logits)
     after = cast.after("gradient of the head", held.head_gradient)
     return (
-        Moment("gather", (*before, *activations, received)),
-        Moment("forward", (*before, *activations, kept, forward, received if cast.is_aimed else gathered, casts)),
+        Moment("gather", (*earlier, *activations, received)),
+        Moment("forward", (*earlier, *activations, kept, forward, received if cast.is_aimed else gathered, casts)),
         Moment("loss", (*before, *activations, kept, loss, gathered, kept_casts)),
         Moment("head", (*after, *activations, head, (GATHERED_BACK, Linear(whole.head)), kept_casts)),
     )

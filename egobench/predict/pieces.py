@@ -105,10 +105,11 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
     )  # fmt: skip
     count = counts(shape, *choice.method)
     is_grouped = shape.llm.kv_heads < shape.llm.heads
+    saves_inputs = loop.saves_4bit_inputs and choice.method[0] == "qlora"
     how = _how(
         form, choice.precision, choice.software, choice.compiled != "off",
         _kernel(choice.attention, form.compute, choice.capability, is_grouped), choice.attention == "sdpa_efficient",
-        choice.checkpointing, True, loop.saves_4bit_inputs and choice.method[0] == "qlora",
+        choice.checkpointing, True, saves_inputs,
     )  # fmt: skip
     own = choice.attention if choice.vision_attention == SAME else choice.vision_attention
     seen = choice.checkpointing if choice.vision_checkpointing == SAME else choice.vision_checkpointing
@@ -132,6 +133,7 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
             llm_share=_kept_share(choice.checkpointing),
             tower_share=_kept_share(seen),
             waits=loop.keeps_streams and choice.strategy == "fsdp" and held.gathered.is_any and count.trained == 0,
+            lingering=_lingering(shape, form, choice.checkpointing) * saves_inputs,
             loads_whole=loop.loads_whole,
             workspace_bytes=constants.workspace_bytes,
         )
@@ -141,6 +143,12 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
     sums = [_sum(part for _, part in one.parts) for one in made]
     of_logits = [_sum(part for name, part in one.parts if name == LOGITS) for one in made]
     return Pieces(form, loop, count, held, tower, llm, made, sums, of_logits, lasting, choice.is_varying, constants)
+
+
+def _lingering(shape: ModelShape, form: Formats, checkpointing: str) -> float:
+    """Return the bytes per position of what the LLM's products read, of a micro-batch half as long as the longest."""
+    read = 2 * shape.llm.hidden + shape.llm.attention_width + shape.llm.ffn
+    return 0.5 * form.compute * shape.llm.layers * read * _kept_share(checkpointing)
 
 
 def _sum(parts: Iterable[Linear]) -> Linear:
@@ -191,6 +199,8 @@ def _how(
         upcasts_norms=loop.upcasts_norms,
         casts_inputs=loop.casts_inputs,
         selects_half=loop.selects_half,
+        joins_qkv=loop.joins_qkv,
+        drops_inputs=loop.drops_inputs,
     )
 
 

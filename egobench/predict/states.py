@@ -128,11 +128,14 @@ def states(
     cast = 2.0 * form.casts_weights
     is_buffered = is_whole and form.gradient == 4  # its buffers stay from one micro-step to the next
     own = per["gradients"] if is_in_pieces and is_accumulated else 0.0
+    kept = per["gradients"] * (strategy in ("ddp", "zero3") or is_accumulated)
+    if is_accumulated and loop.waits_to_reduce and strategy == "fsdp" and sharding == "full_shard":
+        kept = max(kept, form.compute * count.updated)
     return States(
         **per,
         whole=whole,
         head_gradient=head / split_gradients,
-        gradients_kept=per["gradients"] * (strategy in ("ddp", "zero3") or is_accumulated),
+        gradients_kept=kept,
         casts=cast * (count.trained_blocks + count.trained_tower + count.adapters + count.cast_head(form)),
         tower_casts=cast * count.trained_tower,
         llm_casts=cast * (count.trained_blocks + count.adapters),

@@ -186,3 +186,58 @@ def test_kbit_training_keeps_the_head_in_32_bits() -> None:
 
     vocabulary, norms = 151674 * 1536, (2 * 28 + 1) * 1536
     assert weights("fms_bnb_kbit") - weights("fms_bnb") == 2 * (2 * vocabulary + norms)
+
+
+TINYLLAMA = text_only(LlmShape(2048, 22, 32, 4, 64, 5632, 32000, False))
+LLAMA_2_7B = text_only(LlmShape(4096, 32, 32, 32, 128, 11008, 32000, False))
+
+
+@pytest.mark.parametrize(
+    "shape, targets, counted",
+    [
+        # Bytes per position that one block more of litgpt saves (`benchmarks/predictor/count_litgpt.py`), rank 32; less
+        # a byte of each mask, which are of bytes on a GPU.
+        (TINYLLAMA, ".*_proj", 122456 - (4 * 2048 + 5632)),
+        (TINYLLAMA, r".*self_attn\.[qv]_proj", 79658 - 2048),
+        (LLAMA_2_7B, r".*self_attn\.[qv]_proj", 181096 - 4096),
+    ],
+)
+def test_litgpt_keeps_what_was_counted_of_it(shape: ModelShape, targets: str, counted: int) -> None:
+    found = [
+        dataclasses.replace(
+            setting(one, method="lora", precision="bf16_pure", lora_rank=32, lora_targets=targets, projector="frozen"),
+            software="litgpt",
+        )
+        for one in (shape, dataclasses.replace(shape, llm=dataclasses.replace(shape.llm, layers=shape.llm.layers + 1)))
+    ]
+    less, more = (part(one, "forward", "activations of the LLM") / one.longest.num_rows / 1024 for one in found)
+    assert more - less == pytest.approx(counted, rel=0.005)
+
+
+def test_inputs_of_4_bit_matrices_stay_until_the_next_loss() -> None:
+    stays = "inputs of 4-bit matrices, of the micro-step before"
+    one = dataclasses.replace(setting(LLAMA_2_7B, method="qlora", precision="bf16_pure"), software="litgpt")
+    assert part(one, "forward", stays) == 2 * 1024 * 32 * (3 * 4096 + 11008)  # of half as many tokens, 2 bytes each
+    assert part(one, "loss", stays) == 0
+    assert part(dataclasses.replace(one, software="hf"), "forward", stays) == 0
+
+
+def test_who_waits_to_reduce_holds_whole_gradients_between_micro_steps() -> None:
+    axes = {"strategy": "fsdp", "gpus": 4, "precision": "bf16_pure", "optimizer": "adamw_fused"}
+
+    def gradients(software: str, steps: int, moment: str) -> float:
+        one = setting(LLAMA_2_7B, num_accumulation_steps=steps, **axes)
+        return part(dataclasses.replace(one, software=software), moment, "gradients")
+
+    whole = 2 * 6_738_415_616
+    assert gradients("hf", 2, "loss") == whole
+    assert gradients("hf", 1, "loss") == 0
+    assert gradients("egobench", 2, "loss") == gradients("hf", 2, "optimizer") == whole / 4
+
+
+def test_frozen_weights_stay_whole_in_torch_2_0() -> None:
+    one = setting(LLAMA_2_7B, method="lora", strategy="fsdp", gpus=4, precision="bf16_pure", checkpointing="full")
+    first, since = (dataclasses.replace(one, software=name) for name in ("litgpt_first", "litgpt"))
+    gathered = "gathered weights, and gradients that are reduced"
+    assert part(first, "backward", gathered) == part(since, "backward", gathered)
+    assert part(first, "backward_end", gathered) > 10 * part(since, "backward_end", gathered)

@@ -93,18 +93,31 @@ def test_every_mistake_of_a_table_is_named_at_once(tmp_path: Path) -> None:
         ({"method": "full", "precision_mode": "amp bf16"}, {"precision": "bf16"}),
         ({"method": "full", "weights_dtype": "fp32", "precision_mode": "bf16"}, {"precision": "bf16"}),
         ({"precision_mode": "bf16 + float8"}, {"precision": "fp8"}),
+        ({"precision_mode": "fp16"}, {"precision": "fp16"}),
+        ({"precision_mode": "fp16 pure"}, {"precision": "bf16_pure"}),
         ({"act_ckpt": "selective(op)"}, {"checkpointing": "selective"}),
         ({"act_ckpt": "False"}, {"checkpointing": "none"}),
         ({"attention": "eager"}, {"attention": "eager"}),
         ({"attention": "SDPA"}, {"attention": "sdpa"}),
         ({"seq_len": "<=2048"}, {"padding": "dynamic"}),
-        ({"notes": "paged 8bit AdamW"}, {"optimizer": "adamw_8bit_paged"}),
+        ({"notes": "paged 8bit AdamW"}, {"optimizer": "adamw_8bit_paged", "loss": "plain"}),
+        ({"notes": "own loop, chunked cross-entropy"}, {"loss": "chunked"}),
     ],
 )  # fmt: skip
 def test_columns_say_what_a_run_is(cells: dict[str, str], expected: dict[str, object]) -> None:
     software, axes = read_columns(row(**cells))
     assert software in SOFTWARE
     assert {name: axes[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [("ok", "ok"), ("", "ok"), ("oom", "oom"), ("OOM at step 2", "oom"), ("Out of memory", "oom")],
+)
+def test_a_run_that_failed_is_known_by_its_status(status: str, expected: str, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.csv"
+    theirs.write_text(HEAD.replace("notes", "status") + f"Llama-2-7B,A100,1,full,1,4096,,True,,,,{status}\n")
+    assert [one.status for one in read(theirs)] == [expected]
 
 
 @pytest.mark.parametrize(
