@@ -101,8 +101,8 @@ def _read(width: int, readers: Sequence[Training], how: How, is_wide: bool, is_k
     weights = sum(one.weight or how.saves_inputs for one in readers)
     adapters = sum(one.rank > 0 for one in readers)
     if adapters and how.drops_inputs:  # each has a copy of its own, and a mask
-        joined = 1 if how.joins_qkv and len(readers) == len("qkv") else adapters
-        return float(joined * width * (form.compute + 1) + form.compute * width * bool(weights and not is_kept))
+        copies = 1 if how.joins_qkv and len(readers) == 3 else adapters  # of queries, keys and values
+        return float(copies * width * (form.compute + 1) + form.compute * width * bool(weights and not is_kept))
     if form.is_autocast and is_wide and how.is_compiled:  # one cast for all of them
         return float(form.compute * width * bool(weights or adapters))
     if form.is_autocast and is_wide:
@@ -191,9 +191,11 @@ def _attention(
     repeated = width if how.repeats_kv or (how.attention == EAGER and is_llm) else keys
     saved += form.compute * (width + 2 * repeated) + 4 * part.heads
     if how.joins_qkv and is_llm:
-        adapted = [out for one, out in zip(trainings, (width, keys, keys), strict=False) if one.rank]
-        saved += form.compute * sum(adapted) * (len(adapted) < len("qkv"))
-        saved += form.compute * (width + keys) * (repeated == keys == width)
+        adapted = [out for one, out in zip(trainings[:3], (width, keys, keys), strict=True) if one.rank]
+        if len(adapted) < 3:
+            saved += form.compute * sum(adapted)
+        if keys == width:  # not repeated
+            saved += form.compute * (width + keys)
     is_kept = how.attention != EAGER
     saved += form.compute * width * is_kept  # attention keeps its output
     saved += _read(hidden, trainings[:3], how, wide)

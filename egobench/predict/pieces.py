@@ -133,7 +133,7 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
             llm_share=_kept_share(choice.checkpointing),
             tower_share=_kept_share(seen),
             waits=loop.keeps_streams and choice.strategy == "fsdp" and held.gathered.is_any and count.trained == 0,
-            lingering=_lingering(shape, form, choice.checkpointing) * saves_inputs,
+            lingering=saves_inputs * _kept_share(choice.checkpointing) * _lingering(shape, form),
             loads_whole=loop.loads_whole,
             workspace_bytes=constants.workspace_bytes,
         )
@@ -145,10 +145,10 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
     return Pieces(form, loop, count, held, tower, llm, made, sums, of_logits, lasting, choice.is_varying, constants)
 
 
-def _lingering(shape: ModelShape, form: Formats, checkpointing: str) -> float:
+def _lingering(shape: ModelShape, form: Formats) -> float:
     """Return the bytes per position of what the LLM's products read, of a micro-batch half as long as the longest."""
     read = 2 * shape.llm.hidden + shape.llm.attention_width + shape.llm.ffn
-    return 0.5 * form.compute * shape.llm.layers * read * _kept_share(checkpointing)
+    return 0.5 * form.compute * shape.llm.layers * read
 
 
 def _sum(parts: Iterable[Linear]) -> Linear:

@@ -83,6 +83,8 @@ def check(cases: dict[str, Ran], alone: dict[str, Ran]) -> None:
         kind = name.partition("_")[2]
         apart = compare(alone[kind if kind in alone else "plain"], ran)
         assert all(apart[what] <= limit for what, limit in SAME.items()), (name, apart)
+        if "zero3" not in name:
+            assert apart["weights"] <= 1e-5, (name, apart)
 
 
 def check_bf16(ran: Ran, alone: dict[str, Ran]) -> None:
