@@ -32,7 +32,7 @@ from egobench.train.stages import Stages
 ROUNDING = 2e-4
 """Most by which logits of egotiny, which reach 17, differ if a CPU adds up in another order; measured 2.5e-5."""
 NOISE = 1e-4
-"""Most that `weights_apart` says of a few fp32 steps at 1e-3 that add up in another order: measured 1.5e-5 on three
+"""Most that `weights_apart` says of a few fp32 steps at 1e-3 that add up in another order: measured 2.3e-5 on three
 instruction sets, and 1.2e-3 and more where the gradients were not those of the batch."""
 START = "forkserver"
 """Ranks must not inherit a parent in which torch has already started threads."""
