@@ -37,20 +37,20 @@ def test_a_node_crash_takes_the_tasks_and_the_job_is_requeued(cluster: Cluster, 
     script = f"#!/bin/sh\nhostname >>{tmp_path}/began\nsleep 77777\n"
     job = cluster.submit("--nodelist=n2", "--requeue", script=script)
     wait_until((tmp_path / "began").exists, 10, "the start")
-    assert _sleeping() == 1
+    wait_until(lambda: _sleeping() == 1, 10, "its sleep: the shell starts it after it has written")
     cluster.crash_node("n2")
-    assert _sleeping() == 0
+    wait_until(lambda: _sleeping() == 0, 10, "the end of its sleep")
     cluster.wait_state(job, "PENDING")
     cluster.restore_node("n2")
     wait_until(lambda: (tmp_path / "began").read_text() == "n2\nn2\n", 30, "the second start")
 
 
 def test_preemption_warns_and_then_requeues(cluster: Cluster, tmp_path: Path) -> None:
-    step = f"trap 'echo warned >>{tmp_path}/said' USR2; while :; do sleep 0.1; done"
+    step = f"trap 'echo warned >>{tmp_path}/said' USR2; echo >>{tmp_path}/ready; while :; do sleep 0.1; done"
     script = f'#!/bin/sh\nsrun --signal=USR2@60 sh -c "{step}"\n'
     job = cluster.submit("--nodes=2", "--gpus-per-node=4", "--signal=USR2@60", "--time=5", "--requeue", script=script)
     cluster.wait_state(job, "RUNNING")
-    wait_until(lambda: "." in cluster.run("squeue", "-h", "-s", "-j", job, "-o", "%i"), 10, "the step")
+    wait_until(lambda: (tmp_path / "ready").exists() and (tmp_path / "ready").read_text() == "\n\n", 20, "both tasks")
     high = cluster.preempt(seconds=1)
     cluster.wait_state(high, "COMPLETED")
     assert "warned" in (tmp_path / "said").read_text()
