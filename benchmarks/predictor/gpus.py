@@ -35,6 +35,7 @@ _KNOWN: Final[tuple[tuple[str, Gpu], ...]] = (
             "torchtitan's benchmarks/: 'H100 with 96 GB of HBM2e', 500 W", 1979,
         ),
     ),
+    (r"h100.*94", _gpu("H100-94GB NVL", 94, 3.9, 835, ("PCIe5", 63), (9, 0), fp8=1671)),
     (r"h100.*pcie", GPUS["H100-80GB PCIe"]),
     (r"h100", GPUS["H100-80GB SXM"]),
     (r"h800", dataclasses.replace(GPUS["H100-80GB SXM"], link_bytes_per_s=200e9)),

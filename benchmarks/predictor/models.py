@@ -28,6 +28,10 @@ def _mpt(hidden: int, layers: int, heads: int) -> ModelShape:
     return _llm(hidden, layers, heads, heads, 4 * hidden, 50368, is_tied=True, is_gated=False)
 
 
+def _opt(hidden: int, layers: int, heads: int) -> ModelShape:
+    return _llm(hidden, layers, heads, heads, 4 * hidden, 50272, is_tied=True, is_gated=False)
+
+
 def _llava(llm: ModelShape) -> ModelShape:
     return ModelShape(TowerShape(1024, 24, 16, 4096, 336, 14, 3), llm.llm, 1.0)
 
@@ -82,6 +86,15 @@ _YI: Final = {
     "6b": _llm(4096, 32, 32, 4, 11008, 64000),
     "9b": _llm(4096, 48, 32, 4, 11008, 64000),
     "34b": _llm(7168, 60, 56, 8, 20480, 64000),
+}
+_OPT: Final = {
+    "125m": (768, 12, 12),
+    "1.3b": (2048, 24, 32),
+    "2.7b": (2560, 32, 32),
+    "6.7b": (4096, 32, 32),
+    "13b": (5120, 40, 40),
+    "30b": (7168, 48, 56),
+    "66b": (9216, 64, 72),
 }
 _MISTRAL: Final = _llm(4096, 32, 32, 8, 14336, 32000)
 _PHI_3_MINI: Final = _llm(3072, 32, 32, 32, 8192, 32064)
@@ -157,12 +170,12 @@ MODELS: Final[dict[str, ModelShape]] = {
             ("3-760m", 1536, 24, 16, 50264), ("3-1.3b", 2048, 24, 16, 50264), ("3-2.7b", 2560, 32, 20, 50264),
         )
     },
+    **{f"opt-{size}": _opt(*dims) for size, dims in _OPT.items()},
+    # EVA's g/14; 32 learned queries read it in a Q-Former of 188M, of which the projector here is a sixth.
     **{
-        f"opt-{size}": _llm(hidden, layers, heads, heads, 4 * hidden, 50272, is_tied=True, is_gated=False)
-        for size, hidden, layers, heads in (
-            ("125m", 768, 12, 12), ("1.3b", 2048, 24, 32), ("2.7b", 2560, 32, 32), ("6.7b", 4096, 32, 32),
-            ("13b", 5120, 40, 40), ("30b", 7168, 48, 56), ("66b", 9216, 64, 72),
-        )
+        f"blip-2-opt-{size}": ModelShape(TowerShape(1408, 39, 16, 6144, 224, 14, 3), _opt(*dims).llm, 8**-0.5)
+        for size, dims in _OPT.items()
+        if size in ("2.7b", "6.7b")
     },
     # Its tower is OpenCLIP's bigG; 256 learned queries read it, which two matrices stand for here.
     "qwen-vl": ModelShape(TowerShape(1664, 48, 16, 8192, 448, 14, 3), _QWEN["7b"].llm, 0.5),

@@ -45,7 +45,7 @@ Of the 247:
   (rasbt, ch05/10 at 06361583), **llm-chi** (teaching-on-testbeds), Phi-3, Axolotl, H2O LLM Studio, DeepSpeedExamples,
   ColossalAI-Pytorch-lightning, a blog of Hugging Face on 4 bits (half of its runs failed), and others.
 - Weak ones, which their transcriber named: seven rows are printed as estimates (philschmid-llms-2025), eleven have two
-  figures of memory of which the second was taken (a gist on LLaMA-7B), and BLIP-2 is read as the OPT in it.
+  figures of memory of which the second was taken (a gist on LLaMA-7B), and BLIP-2 was read as the OPT in it.
 
 ## The first run of the 296
 
@@ -82,7 +82,7 @@ What it taught:
 
 **Memory (87 rows): median 22.7 %, 90th percentile 63 %; tokens/s (88 rows): median 19.1 %, 90th percentile 49 %. Of
 152 runs that ran 10 were said to be out of memory; of 23 that failed two were said to fit**, both once `oom` in small
-letters is read as what it is; at first all 23 were taken for runs that ran. Now 13.5 %, 63 %, 16.3 %, 48 %, 5 and two.
+letters is read as what it is; at first all 23 were taken for runs that ran. Now 13.5 %, 63 %, 16.3 %, 48 %, 5 and one.
 
 What it taught:
 - **litgpt was counted instead of guessed at**: what its own blocks save for the backward pass, on the CPU. Adapters
@@ -99,11 +99,13 @@ What it taught:
 - **FSDP 1 of torch 2.0 keeps frozen weights** that it has gathered until the backward pass has ended. **Mended since**
   for rows of that time: Llama-2 of the handed-out ones is 8 % low at every batch, instead of 9 to 14 %.
 - **A status in small letters** was read as a run that ran, fp16 without autocast as autocast, and a loss in chunks that
-  a note tells of as plain. **Mended since**.
+  a note tells of as plain; BLIP-2 as the OPT in it, without its tower, and an H100 NVL as one of 80 GB, which is why a
+  run that failed was said to fit. **Mended since**: of BLIP-2's five runs the two that failed are out of memory, and
+  the three that ran are risky.
 - **Left as they are**: speed at one to four samples of 256 tokens, up to twice too fast, as nothing of what a Trainer
   does between steps is counted; GPT-2 in loops that make their loss of 16-bit logits; torchtitan's reports of 2025 and
-  2026, which need a third less than its tables of 2024. The failed runs that are said to fit are a 13B in 4 bits on
-  a T4, where 10 GB are predicted, and a BLIP-2, whose tower and bridge the reader of names overlooks.
+  2026, which need a third less than its tables of 2024. The failed run that is said to fit is a 13B in 4 bits on
+  a T4, where 10 GB are predicted.
 """
 
 
