@@ -16,8 +16,10 @@ from egobench.records.rank import RankReport
 from egobench.records.store import TrialPaths, read_document
 from egobench.worker.process import Usage, descendants, end_all, read_usage
 
-DUMP_GRACE_S: Final = 0.5
-"""Time for the ranks to write their stacks before they are killed."""
+STACKS_WITHIN_S: Final = 5.0
+"""Time for the ranks to write their stacks before they are killed; one that is stopped never does."""
+_SETTLED_S: Final = 0.1
+"""Who has written nothing for so long has written all of its stack."""
 SYNC_EVERY_S: Final = 5.0
 """How often pulses are sent to a shared file system, where other nodes look at them."""
 
@@ -123,12 +125,25 @@ class LocalRanks:
 
     def dump_stacks(self) -> frozenset[int]:
         """Have every living rank write its stack to its log; return those that wait inside the framework."""
-        for rank, reading in self.readings.items():
-            if rank not in self.deaths:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(reading.pid, signal.SIGUSR1)
-        time.sleep(DUMP_GRACE_S)
+        living = {rank: reading.pid for rank, reading in self.readings.items() if rank not in self.deaths}
+        before = {rank: self._log_size(rank) for rank in living}
+        for pid in living.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        deadline = time.monotonic() + STACKS_WITHIN_S
+        sizes = before
+        while time.monotonic() < deadline:
+            time.sleep(_SETTLED_S)
+            last, sizes = sizes, {rank: self._log_size(rank) for rank, pid in living.items() if not _is_gone(pid)}
+            if all(before[rank] < size == last[rank] for rank, size in sizes.items()):
+                break
         return frozenset(rank for rank in self.readings if _waits_in_framework(self.paths, rank))
+
+    def _log_size(self, rank: int) -> int:
+        try:
+            return self.paths.rank_log(rank).stat().st_size
+        except OSError:
+            return 0
 
     def kill(self) -> None:
         """End all ranks of this node."""

@@ -104,19 +104,18 @@ def probe(paths: ProbePaths, request: ProbeRequest, step: SlurmStep) -> int:
         write_document(paths.node(step.node_rank), answer)
         reduced = _reduce_in_time(request, step, ranks) if ranks else _unreduced(request, problem)
         write_document(paths.reduce(step.node_rank), reduced)
-        _await_pings(paths)
+        _await_pings(paths, step.node_rank)
     finally:
         for process, _ in ranks:
             process.kill()
     return EXIT_OK if reduced.ok else EXIT_ENVIRONMENT
 
 
-def _await_pings(paths: ProbePaths) -> None:
-    """Stay until the login node has asked for the time, for a few seconds at most."""
+def _await_pings(paths: ProbePaths, node: int) -> None:
+    """Stay until the login node has asked for the time and was told, for a few seconds at most."""
     deadline = time.monotonic() + PING_WITHIN_S
-    while not paths.ping(0).exists() and time.monotonic() < deadline:
+    while not paths.pong(0, node).exists() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    time.sleep(2 * _POLL_S)
 
 
 def _answer_pings(paths: ProbePaths, node: int) -> None:

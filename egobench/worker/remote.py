@@ -13,12 +13,11 @@ from egobench.probes.pulse import PulseReading
 from egobench.records.rank import RankReport
 from egobench.records.store import TrialPaths
 from egobench.records.trial import Trial
-from egobench.worker.local import DUMP_GRACE_S
+from egobench.worker.local import STACKS_WITHIN_S
 from egobench.worker.messages import Farewell, Order, Sighting
 from egobench.worker.process import Usage
 from egobench.worker.team import IDLE_S, Leader, LostNode
 
-_STACKS_WITHIN_S: Final = 2.0
 _LINES_WITHIN_S: Final = 5.0
 """Patience with a shared file system that shows another node's lines late."""
 _PID_BITS: Final = 32
@@ -82,13 +81,13 @@ class RemoteRanks:
 
     def waiting(self) -> frozenset[int]:
         """Return the ranks elsewhere that wait inside the framework, by those stacks."""
-        deadline = time.monotonic() + _STACKS_WITHIN_S
+        deadline = time.monotonic() + STACKS_WITHIN_S
         found: dict[int, list[int]] = {}
         while len(found) < len(self._nodes) and time.monotonic() < deadline:
             for node in self._nodes:
                 if (told := self._leader.channel.take(f"dumped/{self._launch}/{node}")) is not None:
                     found[node] = [int(rank) for rank in told.split()]
-            time.sleep(DUMP_GRACE_S / 50)
+            time.sleep(IDLE_S)
         return frozenset(rank for ranks in found.values() for rank in ranks)
 
     def kill(self) -> None:

@@ -265,7 +265,7 @@ def _play_in_copy(given: argparse.Namespace) -> int:
 def run_slice(faults: int, seed: int) -> Result:
     """Play one short round on the real Slurm."""
     result = Result(seed, "")
-    play(Round("real", 0, seed, faults, trials=3, gap_s=2.0), result, None, time.monotonic() + 60)
+    play(Round("real", 0, seed, faults, trials=3, gap_s=2.0), result, None, time.monotonic() + 180)
     return result
 
 

@@ -32,7 +32,7 @@ DATABASE_PROGRAMS: Final = ("slurmdbd", "mariadbd", "mariadb-install-db", "maria
 PACKAGES: Final = "slurmctld slurmd slurm-client slurmdbd munge mariadb-server"
 SBIN: Final = "/usr/sbin:/sbin"
 LONGEST_BASE: Final = 60  # characters: the paths of unix sockets end at 108
-PARTING_S: Final = 10.0
+PARTING_S: Final = 30.0
 
 
 def missing_programs(database: bool = True) -> str:

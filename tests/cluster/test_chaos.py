@@ -16,7 +16,7 @@ from tests.cluster.ground import Ground
 from tests.cluster.lab import missing_programs
 from tests.cluster.standin.control import StandIn
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
 def test_eight_faults_on_the_real_slurm_break_no_invariant() -> None:

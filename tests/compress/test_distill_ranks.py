@@ -61,7 +61,7 @@ def train_all(cases: Cases, folder: Path, rank: Rank) -> dict[str, list[str]]:
 def check(cases: Cases, folder: Path) -> None:
     for how in {how for how, _ in cases.values()}:
         train(how, {"attention": "eager"} if how == "maps" else {}, folder / "alone" / how, one_rank())
-    said = in_ranks(2, folder, functools.partial(train_all, cases), timeout_s=170)
+    said = in_ranks(2, folder, functools.partial(train_all, cases), timeout_s=500)
     assert all(isinstance(one, dict) for one in said), said
     for name, (how, _) in cases.items():
         alone, spread = losses_of(folder / "alone" / how), losses_of(folder / name, 2)

@@ -53,7 +53,7 @@ class SlowAtFirst(TorchSession):
     def prefill(self, ids: Ids, features: Any, **more: Any) -> Any:
         if self.num_slow:
             self.num_slow -= 1
-            time.sleep(0.3)
+            time.sleep(2)
         return super().prefill(ids, features, **more)
 
 
@@ -106,8 +106,8 @@ def test_warm_up_is_counted_and_in_no_figure(egotiny: LoadedModel) -> None:
     session = SlowAtFirst(egotiny, CPU)
     inputs = fixed_inputs(egotiny.tokenizer, session.facts, 48, 1)
     (batch,) = measure(session, inputs, SHORT.model_copy(update={"batch_sizes": (1,)}))
-    assert batch.num_warmup == 1 and batch.warmup_s > 0.3
-    assert max(batch.request_s.samples) < 0.3
+    assert batch.num_warmup == 1 and batch.warmup_s > 2
+    assert max(batch.request_s.samples) < 2
 
 
 def test_fast_and_wrong_is_told(session: Session, egotiny: LoadedModel) -> None:
@@ -153,7 +153,7 @@ def test_memory_of_loading_is_at_least_the_weights() -> None:
 
 def fresh(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "egobench.infer", str(path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "egobench.infer", str(path)], capture_output=True, text=True, timeout=170, check=False
     )
 
 

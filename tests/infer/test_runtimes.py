@@ -151,7 +151,7 @@ def test_a_step_costs_one_position(runtime: str, session_of: Opens, egotiny: Loa
             began = time.perf_counter()
             tokens = session.greedy(session.decode(tokens))
             steps.append(time.perf_counter() - began)
-    assert min(steps) < 0.25 * min(prompts)
+    assert min(steps) < 0.6 * min(prompts)  # it would be about 1 if the prompt were computed again
 
 
 @pytest.mark.parametrize("runtime", EXACT)

@@ -32,7 +32,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_login_killed_sweep_goes_on_and_is_found_again(tmp_path: Path) -> None:
-    write_matrix(tmp_path, trials=1, steps=150)
+    write_matrix(tmp_path, trials=1, steps=300)  # it goes on while two logins start
     login = start_sweep(tmp_path)
     wait_for(lambda: running_pids(tmp_path))
     before = allocation_pid(tmp_path)
@@ -68,8 +68,8 @@ def test_agent_killed_ranks_die_and_the_trial_runs_again(tmp_path: Path) -> None
     login = start_sweep(tmp_path)
     ranks = wait_for(lambda: running_pids(tmp_path))
     os.kill(allocation_pid(tmp_path), signal.SIGKILL)
-    wait_for(lambda: all(is_gone(pid) for pid in ranks), timeout_s=5)
-    _, said = login.communicate(timeout=30)
+    wait_for(lambda: all(is_gone(pid) for pid in ranks), timeout_s=30)
+    _, said = login.communicate(timeout=60)
     assert login.returncode == 5
     assert "the allocation was killed" in said
     assert state_of(tmp_path).ledger["running"] == 0
@@ -95,11 +95,13 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
             holder = read_holder(living[0].paths.lock) if living else None
             victim = holder.pid if holder else victim
         os.kill(victim, signal.SIGKILL)
-        login.communicate(timeout=60)
+        login.communicate(timeout=150)
         for path, content in final.items():
             assert path.read_bytes() == content
         for path in tmp_path.glob("runs/small/*/*/outcome.json"):
-            final[path] = path.read_bytes()
+            content = path.read_bytes()
+            if not Outcome.model_validate_json(content).interrupted:  # that one may still be moved aside
+                final[path] = content
     code, out, said = run_sweep(tmp_path)
     assert code == 0, said
     assert out == "small: 6 planned: 6 ok\n"

@@ -78,7 +78,7 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problems())
 def test_invariants(problem: dict[str, Any]) -> None:
     site, gpus, expected, trials = problem["site"], problem["gpus"], problem["expected"], problem["trials"]
@@ -251,7 +251,7 @@ def test_five_thousand_trials(max_gpus: int | None) -> None:
     trials = [ref(f"c{index}", trial) for trial in range(10) for index in range(500)]
     gpus = {f"c{index}": [1, 2, 4, 8, 16][index % 5] for index in range(500)}
     site = site_of(max_gpus=max_gpus, max_submit_jobs=5000, time_limit_min=480, max_array_size=100)
-    started = time.perf_counter()
+    started = time.process_time()
     packing = packed(trials, site, gpus, first={"c0"})
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert len(keys(packing)) == 5000

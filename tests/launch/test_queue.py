@@ -358,10 +358,10 @@ def test_variables_that_would_filter_the_answer_are_left_out(tmp_path: Path, mon
 
 
 def test_a_command_that_hangs_fails_or_is_missing_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("egobench.launch.queue.poll.CALL_LIMIT_S", 0.2)
-    assert "no answer within 0.2 s" in run_command(["sleep", "5"]).problem
     assert run_command(["sh", "-c", "echo first >&2; echo last >&2; exit 1"]).problem == "last"
     assert run_command(["/no/such"]).problem.endswith("not installed here")
+    monkeypatch.setattr("egobench.launch.queue.poll.CALL_LIMIT_S", 0.2)
+    assert "no answer within 0.2 s" in run_command(["sleep", "5"]).problem
 
 
 def test_the_view_reads_what_an_older_version_wrote(tmp_path: Path) -> None:

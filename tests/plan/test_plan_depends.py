@@ -335,7 +335,7 @@ WHERE = st.dictionaries(st.sampled_from(list(VALUES)), st.integers(0, 2), min_si
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     depends=st.lists(st.fixed_dictionaries({"where": WHERE, "parent": WHERE}), min_size=1, max_size=3),
     exclude=st.lists(WHERE, max_size=1),

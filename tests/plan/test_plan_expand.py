@@ -156,7 +156,7 @@ def shuffled(data: Any, order: Any) -> Any:
     return {key: shuffled(data[key], order) for key in keys}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(order=st.data())
 def test_the_order_of_keys_never_counts(tmp_path_factory: pytest.TempPathFactory, order: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("order")
@@ -171,7 +171,7 @@ SOME = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     axes=st.fixed_dictionaries(
         {"gpus": st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True)},

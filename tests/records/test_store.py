@@ -79,7 +79,7 @@ def test_a_write_that_fails_keeps_the_old_document_and_leaves_nothing_behind(tmp
     process = multiprocessing.get_context("fork").Process(target=_write_beyond_the_limit, args=(path, queue))
     process.start()
     process.join(20)
-    assert queue.get(timeout=5) == "EnvironmentProblem"
+    assert queue.get(timeout=60) == "EnvironmentProblem"
     assert read_document(path, Note) == Note(text="old")
     assert [entry.name for entry in tmp_path.iterdir()] == ["note.json"]
 

@@ -84,6 +84,7 @@ def test_it_fits(browser: Any, width: str) -> None:
         "Emulation.setDeviceMetricsOverride",
         {"width": WIDTHS[width], "height": 1000, "deviceScaleFactor": 1, "mobile": width == "phone"},
     )
+    WebDriverWait(browser, 30).until(lambda one: one.execute_script("return window.innerWidth") == WIDTHS[width])
     for details in browser.find_elements(By.CSS_SELECTOR, "#variants details"):
         browser.execute_script("arguments[0].open = true", details)
     page = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")

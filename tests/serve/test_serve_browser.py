@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,10 +211,10 @@ def test_nothing_spills_on_a_phone(page: Page) -> None:
         page.browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         )
+        width = "return document.documentElement.scrollWidth"
         for name in ("Performance", "Profile", "Ask"):
             page.open_tab(name)
-            time.sleep(0.5)
-            assert page.browser.execute_script("return document.documentElement.scrollWidth") == 390, name
+            WebDriverWait(page.browser, PATIENCE_S).until(lambda one: one.execute_script(width) == 390, name)
     finally:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

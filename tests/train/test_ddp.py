@@ -37,6 +37,6 @@ def _places(num_steps: int, folder: Path, rank: Rank) -> list[set[int]]:
 
 
 def test_micro_steps_add_up_in_the_buckets(tmp_path: Path) -> None:
-    for said in in_ranks(2, tmp_path, functools.partial(_places, 2), timeout_s=60):
+    for said in in_ranks(2, tmp_path, functools.partial(_places, 2)):
         assert not isinstance(said, BaseException), said
         assert len(said) == 4 and all(places == said[0] for places in said)

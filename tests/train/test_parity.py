@@ -72,7 +72,7 @@ def test_the_parts_of_a_step_add_up(ran: dict[str, Ran]) -> None:
 def test_steps_leave_no_time_between_them(ran: dict[str, Ran]) -> None:
     for lines in ran["two_ranks"].per_rank:
         spent = sum(record.step_time_s for record in lines[:-1])
-        assert lines[-1].started_at - lines[0].started_at == pytest.approx(spent, rel=0.02, abs=2e-3)
+        assert lines[-1].started_at - lines[0].started_at == pytest.approx(spent, rel=0.02, abs=0.05)
 
 
 def test_every_question_is_asked_once_over_the_ranks(ran: dict[str, Ran]) -> None:

@@ -136,7 +136,7 @@ def test_exposed_communication_is_told_apart(quick: dict[str, Ran]) -> None:
 @pytest.fixture(scope="module")
 def looked_into(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found when it looked into trials of its own."""
-    said = in_ranks(2, tmp_path_factory.mktemp("looked"), _look, timeout_s=170)
+    said = in_ranks(2, tmp_path_factory.mktemp("looked"), _look, timeout_s=500)
     assert all(isinstance(one, dict) for one in said), said
     return said
 

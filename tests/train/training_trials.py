@@ -93,14 +93,14 @@ def run_here(trial: Trial, folder: Path) -> tuple[RankSummary, list[StepRecord]]
     return summary, read_lines(paths.rank_steps(0), StepRecord)
 
 
-def run_ranks(trial: Trial, folder: Path, *, timeout_s: float = 60) -> list[tuple[Any, dict[str, torch.Tensor]]]:
+def run_ranks(trial: Trial, folder: Path, *, timeout_s: float = 170) -> list[tuple[Any, dict[str, torch.Tensor]]]:
     """Run a trial in real gloo ranks; return what each said (a summary or an exception) and its final weights."""
     said = in_ranks(trial.num_ranks, folder, functools.partial(run_keeping_weights, trial), timeout_s=timeout_s)
     return [one if isinstance(one, tuple) else (one, {}) for one in said]
 
 
 def in_ranks(
-    num_ranks: int, folder: Path, body: Callable[[Path, Rank], Any], *, timeout_s: float = 60, device: str = "cpu"
+    num_ranks: int, folder: Path, body: Callable[[Path, Rank], Any], *, timeout_s: float = 170, device: str = "cpu"
 ) -> list[Any]:
     """Call `body(folder, rank)` in real ranks; return what each returned, its exception, or None if it died."""
     context = multiprocessing.get_context(START)

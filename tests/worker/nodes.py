@@ -50,7 +50,7 @@ def start_nodes(
     ]
 
 
-def await_steps(trial: TrialPaths, ranks: int, other_than: tuple[int, ...] = (), timeout_s: float = 60) -> list[int]:
+def await_steps(trial: TrialPaths, ranks: int, other_than: tuple[int, ...] = (), timeout_s: float = 150) -> list[int]:
     """Return the pids of the ranks once all of them have done some steps."""
     pids: list[int] = []
 
@@ -63,7 +63,7 @@ def await_steps(trial: TrialPaths, ranks: int, other_than: tuple[int, ...] = (),
     return pids
 
 
-def await_it(condition: Callable[[], bool], otherwise: str, timeout_s: float = 30) -> None:
+def await_it(condition: Callable[[], bool], otherwise: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, otherwise

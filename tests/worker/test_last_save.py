@@ -96,7 +96,7 @@ def test_what_ends_a_trial_says_how_long_a_save_may_take(tmp_path: Path) -> None
     assert (halt.kind, halt.save_within_s) == ("cancel", 0)
 
 
-STEPS = 120
+STEPS = 300
 
 
 def real_trial(name: str, acceptable_loss_h: float) -> Trial:
@@ -145,7 +145,7 @@ def test_what_slurm_interrupts_goes_on_where_it_stopped(tmp_path: Path) -> None:
     saved = saved_step(cut)
     # All but what was trained until the worker, which looks every half second, saw that it was saved.
     assert 3 < saved <= first.measures.num_steps
-    assert (first.measures.num_steps - saved) * first.measures.step_time_s < 3
+    assert (first.measures.num_steps - saved) * first.measures.step_time_s < 15
     assert not cut.save_request.exists()
 
     worker = start_task(paths, "7", restarts=1, body=LOOP)

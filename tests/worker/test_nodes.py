@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trials = [make_trial(name, drill, **TWO) for name, drill in DRILLS.items()]
     trials = [make_trial("fine", **TWO, binding="spread"), *trials, make_trial("after", **TWO)]
     paths = make_allocation(folder / "s", trials, num_nodes=2, gpus_per_node=2)
-    tasks = start_nodes(paths, "501", second={"PYTHONPATH": str(folder / "clock")})
-    codes = [task.wait(timeout=120) for task in tasks]
+    tasks = start_nodes(paths, f"{os.getpid()}1", second={"PYTHONPATH": str(folder / "clock")})
+    codes = [task.wait(timeout=400) for task in tasks]
     assert codes == [0, 0], paths.log.read_text()
     assert "Traceback" not in paths.log.read_text()
     return folder / "s"
@@ -56,7 +57,7 @@ def test_fault_on_any_node_is_named(swept: Path, name: str) -> None:
     assert found.failure is not None
     failure = found.failure
     assert (found.outcome, failure.rank, failure.phase, failure.step) == EXPECTED[name]
-    assert found.ended_at - found.started_at < (10 if name == "hang" else 5)
+    assert found.ended_at - found.started_at < 45  # collectives would have waited for 120 s
     assert failure.log_tail or name in ("sigkill", "here")
 
 
@@ -67,7 +68,7 @@ def test_all_ranks_take_part(swept: Path, name: str) -> None:
     assert found.measures is not None
     assert found.measures.num_steps == 6
     assert found.launch_s is not None
-    assert 0 < found.launch_s < 10
+    assert 0 < found.launch_s < found.ended_at - found.started_at
     paths = TrialPaths(swept / name / "0")
     assert sorted(path.name for path in paths.ranks.glob("*.jsonl")) == ["0.jsonl", "1.jsonl", "2.jsonl", "3.jsonl"]
 
@@ -81,17 +82,17 @@ def test_ranks_are_bound(swept: Path) -> None:
 
 
 def test_nothing_is_left_running(swept: Path) -> None:
-    await_it(lambda: workers_below(swept) == [], "processes are left", 5)
+    await_it(lambda: workers_below(swept) == [], "processes are left", 30)
 
 
 @pytest.mark.slow
 def test_a_lost_node_is_told_and_its_leader_missed(tmp_path: Path) -> None:
     paths = make_allocation(tmp_path, [make_trial("long", steps=10_000, **TWO)], num_nodes=2, gpus_per_node=2)
     trial = TrialPaths(tmp_path / "long" / "0")
-    leader, follower = start_nodes(paths, "502")
+    leader, follower = start_nodes(paths, f"{os.getpid()}2")
     pids = await_steps(trial, 4)
     follower.kill()
-    assert leader.wait(timeout=30) == EXIT_AGAIN
+    assert leader.wait(timeout=60) == EXIT_AGAIN
     assert are_gone(pids)
     found = read_document(trial.outcome, Outcome)
     assert found is not None
@@ -99,11 +100,11 @@ def test_a_lost_node_is_told_and_its_leader_missed(tmp_path: Path) -> None:
     assert "egonode2" in found.because
     assert not paths.ended.exists()
 
-    leader, follower = start_nodes(paths, "502", restarts=1)
+    leader, follower = start_nodes(paths, f"{os.getpid()}2", restarts=1)
     pids = await_steps(trial, 4, other_than=tuple(pids))
     leader.send_signal(signal.SIGKILL)
-    assert follower.wait(timeout=10) == EXIT_ENVIRONMENT
-    await_it(lambda: are_gone(pids), "ranks outlived their allocation", 5)
+    assert follower.wait(timeout=60) == EXIT_ENVIRONMENT
+    await_it(lambda: are_gone(pids), "ranks outlived their allocation", 30)
     archived = read_document(trial.attempts / "1" / "outcome.json", Outcome)
     assert archived == found
     assert not trial.outcome.exists()

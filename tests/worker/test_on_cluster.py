@@ -42,18 +42,18 @@ def test_faults_on_the_second_node(cluster: Cluster, tmp_path: Path) -> None:
         make_trial("after", **TWO),
     ]
     paths = make_allocation(tmp_path, trials, num_nodes=2, gpus_per_node=2)
-    cluster.run(*step(paths), timeout_s=120)
+    cluster.run(*step(paths), timeout_s=300)
     start = read_document(paths.start(0), Start)
     assert start is not None
     assert start.nodes == ("n1", "n2")
     assert [outcome_of(tmp_path, name).outcome for name in ("fine", "after")] == ["ok", "ok"]
-    for name, rank, took_s in (("sigkill", 2, 5), ("hang", 3, 10)):
+    for name, rank in (("sigkill", 2), ("hang", 3)):
         found = outcome_of(tmp_path, name)
         assert found.failure is not None
         assert found.failure.rank == rank
-        assert found.ended_at - found.started_at < took_s
+        assert found.ended_at - found.started_at < 45  # collectives would have waited for 120 s
     assert paths.ended.exists()
-    await_it(lambda: workers_below(tmp_path) == [], "processes are left", 10)
+    await_it(lambda: workers_below(tmp_path) == [], "processes are left", 30)
 
 
 def test_warned_requeued_and_cancelled(cluster: Cluster, tmp_path: Path) -> None:
@@ -70,18 +70,18 @@ def test_warned_requeued_and_cancelled(cluster: Cluster, tmp_path: Path) -> None
     def has_steps() -> bool:
         return trial.rank_steps(3).exists()
 
-    await_it(has_steps, "no step was done", 60)
+    await_it(has_steps, "no step was done", 120)
     cluster.run("scancel", "--signal=USR2", job)
-    await_it((tmp_path / "code").exists, "the step did not end", 30)
+    await_it((tmp_path / "code").exists, "the step did not end", 90)
     await_it(lambda: paths.start(1).exists(), "the job was not started again", 90)
     assert (tmp_path / "code").read_text() == f"{EXIT_AGAIN}\n"
     first = read_document(trial.attempts / "1" / "outcome.json", Outcome) or read_document(trial.outcome, Outcome)
     assert first is not None
     assert (first.outcome, first.interrupted) == ("preempted", True)
 
-    await_it(lambda: (trial.attempts / "1").exists() and has_steps(), "no step was done again", 60)
+    await_it(lambda: (trial.attempts / "1").exists() and has_steps(), "no step was done again", 120)
     cluster.run("scancel", job)
-    await_it(trial.interrupted.exists, "the worker left no mark", 30)
+    await_it(trial.interrupted.exists, "the worker left no mark", 60)
     mark = read_document(trial.interrupted, Interruption)
     assert mark is not None
     assert (mark.start, mark.attempt) == (1, 2)

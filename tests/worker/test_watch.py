@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -45,7 +47,7 @@ def test_a_pause_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     watch.finish()
     assert watch.verdict is not None
     assert (watch.verdict.outcome, watch.verdict.interrupted) == ("preempted", True)
-    assert "suspended for 60 s" in watch.verdict.message
+    assert re.search(r"suspended for 6\d s", watch.verdict.message)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -54,7 +56,7 @@ def test_a_watch_that_fails_ends_the_ranks(tmp_path: Path, monkeypatch: pytest.M
     child = subprocess.Popen(["sleep", "60"])
     watch = Watch(make_trial("c", ranks=1), ranks, lambda: 1 // 0)  # type: ignore[arg-type, return-value]
     watch.start()
-    assert child.wait(timeout=5) < 0
+    assert child.wait(timeout=60) < 0
     watch.finish()
     assert watch.has_failed
 
@@ -76,7 +78,7 @@ def test_without_handles_deaths_are_seen_all_the_same(
     ranks.look()
     assert ranks.deaths == {}
     child.kill()
-    time.sleep(0.1)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     ranks.look()
     assert set(ranks.deaths) == {0}
     child.wait()

@@ -62,23 +62,24 @@ def test_a_job_ends_as_told_and_nothing_of_it_is_left(standin: StandIn, tmp_path
 
 def test_a_requeued_job_shows_its_failure_and_starts_again(standin: StandIn, tmp_path: Path) -> None:
     job = _submit(standin, tmp_path, "echo start $SLURM_RESTART_COUNT; sleep 60") + "_0"
-    wait_until((tmp_path / f"{job}_0.out").exists, 5, "the start")
-    standin.end(job, "NODE_FAIL", requeue=True, crash=True, shown_s=2)
-    wait_until(lambda: standin.state(job) == "PENDING", 5, "the requeue")
+    wait_until((tmp_path / f"{job}_0.out").exists, 30, "the start")
+    standin.end(job, "NODE_FAIL", requeue=True, crash=True, shown_s=8)
+    wait_until(lambda: standin.state(job) == "PENDING", 30, "the requeue")
     assert "NODE_FAIL" in standin.run("sacct", "-X", "-n", "-P", "-j", job, "-o", "State").stdout
     assert standin.run("squeue", "-h", "-r", "-o", "%T %r").stdout == "PENDING BeginTime\n"
     standin.wait_state(job, "RUNNING")
-    wait_until(lambda: "start 1" in (tmp_path / f"{job}_0.out").read_text(), 5, "the second start")
+    wait_until(lambda: "start 1" in (tmp_path / f"{job}_0.out").read_text(), 30, "the second start")
     told = standin.run("sacct", "-X", "-D", "-n", "-P", "-j", job, "-o", "State").stdout
     assert told == "NODE_FAIL\nRUNNING\n"
 
 
 def test_scancel_warns_nobody_and_signals_reach_steps_only(standin: StandIn, tmp_path: Path) -> None:
-    job = _submit(standin, tmp_path, 'trap "echo warned" USR2; while :; do sleep 0.1; done') + "_0"
-    out = tmp_path / f"{job}_0.out"
-    wait_until(out.exists, 5, "the start")
-    wait_until(lambda: standin.run("scancel", "--signal=USR2", job).returncode == 0, 5, "scancel")
-    wait_until(lambda: "warned" in out.read_text(), 5, "the signal")
+    job = _submit(standin, tmp_path, 'trap "echo warned" USR2; echo ready; while :; do sleep 0.1; done') + "_0"
+    outs = [tmp_path / f"{job}_{rank}.out" for rank in range(2)]
+    out = outs[0]
+    wait_until(lambda: all(one.exists() and "ready" in one.read_text() for one in outs), 30, "both ranks' traps")
+    wait_until(lambda: standin.run("scancel", "--signal=USR2", job).returncode == 0, 30, "scancel")
+    wait_until(lambda: "warned" in out.read_text(), 30, "the signal")
     assert standin.state(job) == "RUNNING"
     standin.run("scancel", job)
     standin.wait_state(job, "CANCELLED")
@@ -88,7 +89,7 @@ def test_scancel_warns_nobody_and_signals_reach_steps_only(standin: StandIn, tmp
 def test_its_moods(standin: StandIn, tmp_path: Path) -> None:
     standin.tell(pending_because="PartitionConfig")
     job = _submit(standin, tmp_path, "true") + "_0"
-    wait_until(lambda: "PartitionConfig" in standin.run("squeue", "-h", "-r", "-o", "%r").stdout, 5, "its reason")
+    wait_until(lambda: "PartitionConfig" in standin.run("squeue", "-h", "-r", "-o", "%r").stdout, 30, "its reason")
     standin.tell(sacct="disabled")
     assert "accounting storage is disabled" in standin.run("sacct").stderr
     standin.tell(controller_down=True)
