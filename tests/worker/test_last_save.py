@@ -96,7 +96,7 @@ def test_what_ends_a_trial_says_how_long_a_save_may_take(tmp_path: Path) -> None
     assert (halt.kind, halt.save_within_s) == ("cancel", 0)
 
 
-STEPS = 300
+STEPS = 200
 
 
 def real_trial(name: str, acceptable_loss_h: float) -> Trial:
