@@ -101,6 +101,8 @@ def _software(row: Row, method: str) -> str:
         return row["software"]
     text = _text(row, "source_csv", "sharding", "notes")
     name = next((name for word, name in SOFTWARE if word in text), "hf")
+    if name == "torchtitan" and "2026" in text:
+        return "torchtitan_2026"
     if method == "qlora" and name == "hf":
         if "gptq" in _text(row, "model", "method", "notes"):
             return "fms_gptq"
@@ -160,6 +162,8 @@ def _sharding(row: Row) -> str:
 def _precision(row: Row, method: str, strategy: str, software: str) -> str:
     text, weights = _text(row, "precision_mode"), _text(row, "weights_dtype")
     is_pure = "pure" in text or "true" in text
+    if "nvfp4" in text or "mxfp4" in text:
+        raise Unmapped("products in 4 bits")
     if "fp8" in text or "float8" in text:
         return "fp8"
     if "fp32" in text or "float32" in text:

@@ -56,6 +56,9 @@ class Saved:
     """Kept where only products and attention are."""
     shared: float = 0.0
     """Of that, what the recomputed block would keep anyway."""
+    selective_scores: float = 0.0
+    selective_fixed: float = 0.0
+    """Whatever the size of a micro-batch."""
 
     @property
     def whole(self) -> float:
@@ -69,6 +72,7 @@ class Part:
 
     kept: float = 0.0
     kept_scores: float = 0.0
+    kept_fixed: float = 0.0
     aimed: float = 0.0
     """Of the last block, what it keeps at supervised positions only."""
     last: float = 0.0
@@ -160,12 +164,7 @@ def block(
     is_gated = isinstance(part, LlmShape) and part.is_gated
     keys = part.kv_heads * part.head_dim if isinstance(part, LlmShape) else hidden
     width = part.attention_width
-    products = form.compute * (2 * width + 2 * keys + 2 * hidden + ffn * (2 if is_gated else 1)) + 4 * part.heads
-    products += sum(form.compute * (one.rank + hidden) for one in trainings if one.rank)
-    shared = form.compute * (width + keys + ffn * (2 if is_gated else 1))
-    if how.selects_half:  # of q, k, v, output, gate, up and down the first, the third, the fifth and the seventh
-        products = form.compute * (2 * width + keys + ffn + hidden) + 4 * part.heads
-        shared = form.compute * (width + keys + ffn)
+    shared = form.compute * (width + keys + ffn * (1 if how.selects_half or not is_gated else 2))
     return Saved(
         attention=attention,
         network=network,
@@ -173,9 +172,39 @@ def block(
         # SwiGLU: the gradient of the product and of both its factors; GELU: of its output and of its input.
         work=form.compute * ffn * (3 if is_gated else 2) + 2 * form.stream * hidden,
         scores_work=work,
-        selective=products + form.stream * hidden,
+        selective=_products(part, trainings, is_norm_trained, how) + form.stream * hidden,
         shared=shared,
+        selective_scores=part.heads * float(form.compute) if how.attention == EAGER else 0.0,
+        selective_fixed=_measured_rows(part, trainings, how),
     )
+
+
+def _products(part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, how: How) -> float:
+    """Return what the products of a block, those of its adapters among them, and attention return."""
+    outputs = [matrix.outputs for matrix in part.matrices().values()]
+    numbers = [out + bool(one.rank) * (one.rank + out) for one, out in zip(trainings, outputs, strict=True)]
+    if how.is_compiled and (isinstance(part, LlmShape) or not is_norm_trained):
+        # The last ones are only added to the stream: a compiler sees that nothing reads them, unless it is a trained
+        # layer scale.
+        numbers[-1] = trainings[-1].rank
+    if how.selects_half:
+        numbers = numbers[::2]
+    return float(how.form.compute * (sum(numbers) + part.attention_width) + 4 * part.heads)
+
+
+def _measured_rows(part: TowerShape | LlmShape, trainings: Sequence[Training], how: How) -> float:
+    """Return what DoRA's products with a unit matrix return, by which PEFT learns how long the rows of a weight are.
+
+    They are products like others, and kept; a compiler sees that nothing reads them.
+    """
+    if how.is_compiled:
+        return 0.0
+    numbers = [
+        matrix.inputs * (one.rank + matrix.outputs)
+        for one, matrix in zip(trainings, part.matrices().values(), strict=True)
+        if one.is_dora
+    ]
+    return float(how.form.compute * sum(numbers))
 
 
 def _attention(
@@ -208,7 +237,10 @@ def _attention(
 def _network(part: TowerShape | LlmShape, trainings: Sequence[Training], is_norm_trained: bool, how: How) -> float:
     form, hidden, ffn = how.form, part.hidden, part.ffn
     is_gated = isinstance(part, LlmShape) and part.is_gated
-    saved = _norm(hidden, is_norm_trained, True, how, part.is_rms, form.stream)
+    number = form.stream
+    if how.is_compiled:  # the stream is added up again, from what attention adds to it: a trained layer scale has that
+        number = form.compute if isinstance(part, LlmShape) or not is_norm_trained else 0
+    saved = _norm(hidden, is_norm_trained, True, how, part.is_rms, number)
     inner = 2 if is_gated else 1
     # Gate, its SiLU, and up; a compiler computes the SiLU again. GELU keeps its input.
     saved += form.compute * ffn * (2 if is_gated and how.is_compiled else 3 if is_gated else 1)
@@ -242,7 +274,7 @@ def _blocks(
 ) -> Part:
     """Add up the blocks from the first one up."""
     known: dict[tuple[Pattern, bool], Saved] = {}
-    kept = scores = streams = aimed = last_aimed = 0.0
+    kept = scores = fixed = streams = aimed = last_aimed = 0.0
     first = last = (0.0, 0.0, 0.0, 0.0)
     stream = float(how.form.stream * part.hidden)
     goes_back = False
@@ -261,7 +293,8 @@ def _blocks(
             extra, extra_scores = saved.attention - (stream if is_same else 0.0), saved.scores
             network = saved.network
         elif how.checkpointing == "selective":
-            own, own_scores = saved.selective, saved.scores / 3
+            own, own_scores = saved.selective, saved.selective_scores
+            fixed += saved.selective_fixed
             extra, extra_scores = max(0.0, saved.attention - saved.shared), saved.scores
             network = saved.network
         else:
@@ -283,7 +316,7 @@ def _blocks(
             goes_back = True
     wide, kernel = how.form.compute, (part.heads * (4.0 + 2 * how.form.compute) if how.attention == EAGER else 0.0)
     return Part(
-        kept, scores, aimed, last[0], last[1], last_aimed, last[2], last[3], *first, streams=streams,
+        kept, scores, fixed, aimed, last[0], last[1], last_aimed, last[2], last[3], *first, streams=streams,
         goes_back=goes_back,
         forward=wide * 2 * part.ffn + 3.0 * how.form.stream * part.hidden, forward_scores=kernel,
     )  # fmt: skip

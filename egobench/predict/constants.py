@@ -92,6 +92,8 @@ class Software:
     101982)."""
     waits_to_reduce: bool = False
     """Where micro-steps are accumulated, FSDP adds up whole gradients, and cuts them up in the last one (`no_sync`)."""
+    holds_gradients: bool = False
+    """With `shard_grad_op` micro-steps add up whole gradients, in fp32, until the last one reduces them."""
     loads_whole: bool = False
     """FSDP cuts up a model that every rank holds whole; the peak may lie there."""
     saves_4bit_inputs: bool = False
@@ -126,8 +128,10 @@ _LITGPT: Final = Software(
     drops_inputs=True, waits_to_reduce=True, chunked_logits=4.0, fsdp=1,
 )  # fmt: skip
 
+_TITAN: Final = Software(upcasts_norms=False, repeats_kv=True, selects_half=True, compiled_logits=8.0)
+
 SOFTWARE: Final[dict[str, Software]] = {
-    "egobench": Software(aims=True, sums_in_fp32=True),
+    "egobench": Software(aims=True, sums_in_fp32=True, holds_gradients=True),
     # Today's transformers (5.x) moves labels instead of logits, and repeats no keys where there is no mask.
     "hf": _HF,
     # The same after prepare_model_for_kbit_training, as TRL and most examples of QLoRA do.
@@ -149,7 +153,8 @@ SOFTWARE: Final[dict[str, Software]] = {
     "fms_gptq_foak": dataclasses.replace(_FMS, **_GPTQ, **_FOAK),
     # The fused cross-entropy of flash-attn: 16-bit logits and their gradient.
     "llm_foundry": Software(plain_logits=(2.0, 4.0), upcasts_norms=False),
-    "torchtitan": Software(upcasts_norms=False, repeats_kv=True, selects_half=True, compiled_logits=8.0),
+    "torchtitan": _TITAN,
+    "torchtitan_2026": dataclasses.replace(_TITAN, repeats_kv=False),  # since pull request 2259, of January
     "torchtune": Software(repeats_kv=True, compiled_logits=10.0),
     "swift": _SWIFT,
     "swift_gptq": dataclasses.replace(_SWIFT, **_GPTQ),

@@ -73,12 +73,15 @@ def _fully_sharded(count: Counts, form: Formats, sharding: str, loop: Software) 
     # A root with a tied embedding and head is whole, and so is its gradient, until the end.
     root = (head + wide * count.head_trained) if is_tied else 0.0
     back = max(2 * block, kept) + wide * count.block_trained + root
+    # What has gone back is cut up again.
+    kept_first = max(0.0, kept - wide * (count.other_blocks + (0 if is_tied else count.head)))
+    kept_tower = max(0.0, kept_first - wide * count.block)
     return Gathered(
         forward=max(head, kept),
         received=head + wide * count.block,  # the block before it stays until the head has been copied out
         head=kept + (reducing * count.head_trained if count.head_trained and not is_tied else head + root),
         last=back + 4.0 * max(count.block_trained, 0.0 if is_tied else count.head_trained),
-        first=back + 4.0 * count.block_trained,
-        tower=max(2 * tower, kept) + reducing * (count.tower_block if count.tower_trained else 0.0) + root,
+        first=max(2 * block, kept_first) + (wide + 4.0) * count.block_trained + root,
+        tower=max(2 * tower, kept_tower) + reducing * (count.tower_block if count.tower_trained else 0.0) + root,
         embedding=reducing * (count.head_trained if is_tied else count.trained_embedding),
     )

@@ -78,6 +78,7 @@ class Cast:
     lingering: float
     """Per position, from the micro-step before, until the new loss has been made."""
     loads_whole: bool
+    is_compiled: bool
     workspace_bytes: float
 
     @functools.cached_property
@@ -100,7 +101,10 @@ class Cast:
         """Return the activations of the tower and of the projector."""
         tower, each = self.tower, self.tower_positions
         return [
-            ("activations of the tower", Linear(image=tower.kept * each + tower.kept_scores * each**2)),
+            (
+                "activations of the tower",
+                Linear(tower.kept_fixed, image=tower.kept * each + tower.kept_scores * each**2),
+            ),
             ("activations of the projector", Linear(image=self.projector)),
         ]
 
@@ -108,7 +112,7 @@ class Cast:
     def activations(self) -> list[Named]:
         """Return all that is kept until the LLM goes back."""
         llm = self.llm
-        kept = Linear(position=llm.kept, score=llm.kept_scores, supervised=llm.aimed)
+        kept = Linear(llm.kept_fixed, llm.kept, score=llm.kept_scores, supervised=llm.aimed)
         return [*self.seen, ("activations of the LLM", kept)]
 
     def tower_work(self) -> Linear:
@@ -156,11 +160,12 @@ def _at_head(cast: Cast) -> tuple[Moment, ...]:
     kept = ("activations at the head", Linear(supervised=cast.head) if cast.is_aimed else Linear(position=cast.head))
     # What was received is there beside the weights that are made of it, as long as the head is at work.
     received, gathered = (GATHERED, Linear(whole.forward + whole.received)), (GATHERED, Linear(whole.forward))
-    # Casts end with the forward pass, but where a product keeps them: then with its own backward pass. A head that
-    # makes the loss casts its matrix itself.
+    # Casts end with the forward pass (compiled ones with their block), but where a product keeps them: then with its
+    # own backward pass. A head that makes the loss casts its matrix itself.
     of_head = 0.0 if cast.is_aimed else held.head_casts
-    casts = (CASTS, Linear(held.casts - held.head_casts + of_head))
     of_graph = cast.llm_share * held.llm_casts + cast.tower_share * held.tower_casts
+    of_pass = max(of_graph, held.block_casts) if cast.is_compiled else held.casts - held.head_casts
+    casts = (CASTS, Linear(of_pass + of_head))
     kept_casts = (CASTS, Linear(of_graph + of_head))
     forward, loss, head = ((LOGITS, part) for part in cast.logits)
     after = cast.after("gradient of the head", held.head_gradient)

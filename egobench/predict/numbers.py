@@ -32,6 +32,8 @@ class Counts:
     head_trained: float
     block: float
     """All numbers of one block of the LLM that are not in 4 bits."""
+    other_blocks: float
+    """The same of all other blocks."""
     block_quantised: float
     block_trained: float
     """Of the last block, adapters included."""
@@ -127,6 +129,7 @@ def _count(shape: ModelShape, trained: Trained, method: str) -> Counts:
         trained_tower=of_tower,
         head_trained=head_trained,
         block=(0 if quantised else block) + llm.num_others + first,
+        other_blocks=(llm.layers - 1) * ((0 if quantised else block) + llm.num_others + first),
         block_quantised=block if quantised else 0,
         block_trained=(block + llm.num_others if last in trained.others else 0) + first,
         tower_block=sum(map(size_of, shape.tower.matrices().values())) if shape.tower.layers else 0,

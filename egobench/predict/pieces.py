@@ -135,6 +135,7 @@ def pieces(shape: ModelShape, choice: Choice, constants: Constants) -> Pieces:
             waits=loop.keeps_streams and choice.strategy == "fsdp" and held.gathered.is_any and count.trained == 0,
             lingering=saves_inputs * _kept_share(choice.checkpointing) * _lingering(shape, form),
             loads_whole=loop.loads_whole,
+            is_compiled=choice.compiled != "off",
             workspace_bytes=constants.workspace_bytes,
         )
     )

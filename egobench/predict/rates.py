@@ -204,6 +204,7 @@ LOOPS: Final[dict[str, Loop]] = {
         _EAGER, norm_bytes=6.0, rope_bytes=0.0, num_ops=25.0, kernel="triton", logit_bytes=30.0, reduces_fp32=False
     ),
     "torchtitan": _TITAN,
+    "torchtitan_2026": _TITAN,
     "torchtune": _TITAN,
     "torchtune_first": _TITAN,
     "swift_qwen": _JOINED,

@@ -17,13 +17,21 @@ BUCKET: Final = 500_000_000
 
 
 def reduced(
-    count: Counts, form: Formats, own_gradients: float, num_shards: int, is_cast: bool, *, has_buffers: bool
+    count: Counts,
+    form: Formats,
+    own_gradients: float,
+    num_shards: int,
+    is_cast: bool,
+    *,
+    has_buffers: bool,
+    is_late: bool,
 ) -> Gathered:
     """Return it by the moment.
 
     Two buffers come with the first gradient. A bucket is copied whole when it is reduced; a gradient larger than a
     bucket bypasses it, and is copied alone. `own_gradients`: of this rank, while they are added to those of earlier
-    micro-steps; `is_cast`: they are cast to fp32 before; `has_buffers`: unless those are there anyway.
+    micro-steps; `is_cast`: they are cast to fp32 before; `has_buffers`: unless those are there anyway;
+    `is_late`: nothing is reduced before the backward pass has ended.
     """
     wide, total = float(form.compute), count.updated
     embedding, head = _ends(count)
@@ -40,6 +48,8 @@ def reduced(
     else:
         at_end = wide * total
     going_back = buffers + own_gradients + tied + cast
+    if is_late:
+        return Gathered(head=wide * count.head_trained, embedding=going_back - tied + at_end)
     return Gathered(
         head=wide * count.head_trained,
         last=buffers + tied + (2 * wide * head + cast + own_gradients if head > BUCKET else 0.0),

@@ -131,6 +131,8 @@ def states(
     kept = per["gradients"] * (strategy in ("ddp", "zero3") or is_accumulated)
     if is_accumulated and loop.waits_to_reduce and strategy == "fsdp" and sharding == "full_shard":
         kept = max(kept, form.compute * count.updated)
+    if is_accumulated and loop.holds_gradients and strategy == "fsdp" and sharding == "shard_grad_op":
+        kept = 4.0 * count.updated
     return States(
         **per,
         whole=whole,
@@ -143,7 +145,9 @@ def states(
         head_casts=cast * count.cast_head(form),
         buffers=form.compute * min(BUCKET, count.updated) * float((strategy == "zero3") + 2 * is_buffered),
         dequantised=form.compute * count.largest_matrix if count.quantised else 0.0,
-        gathered=reduced(count, form, own, shards, is_summed, has_buffers=not is_buffered)
+        gathered=reduced(
+            count, form, own, shards, is_summed, has_buffers=not is_buffered, is_late=is_whole and is_summed
+        )
         if strategy in ("zero1", "zero2")
         else gathered(count, form, strategy, sharding, shards, loop),
     )
