@@ -82,6 +82,11 @@ class Part:
     last_attention: float = 0.0
     """The same while its attention goes back; not counted where it keeps no scores, for then it is less."""
     last_attention_scores: float = 0.0
+    earlier: float = 0.0
+    """Where the last block is kept: beyond what is kept, while the last one that is computed again goes back."""
+    earlier_scores: float = 0.0
+    earlier_attention: float = 0.0
+    earlier_attention_scores: float = 0.0
     first: float = 0.0
     """All that the first block that goes back needs, its checkpoint included."""
     first_scores: float = 0.0
@@ -257,6 +262,24 @@ def _is_recomputed(checkpointing: str, index: int) -> bool:
     return step is not None and index % step == 0
 
 
+Needed = tuple[float, float, float, float]
+"""Per position and per score, while a block's network goes back; the same of its attention."""
+
+
+def _last_recomputed(blocks: Sequence[tuple[float, float, Needed]], step: int) -> Needed:
+    """Return what the last block that is computed again needs beyond all that is kept, where blocks above it are kept.
+
+    `blocks`: of each what it keeps, per position and per score, and what it needs.
+    """
+    freed = freed_scores = 0.0
+    for own, own_scores, needed in reversed(blocks[-step:]):
+        network, scores, attention, attention_scores = needed
+        if freed and network > freed:
+            return network - freed, scores - freed_scores, attention - freed, attention_scores - freed_scores
+        freed, freed_scores = freed + own, freed_scores + own_scores
+    return 0.0, 0.0, 0.0, 0.0
+
+
 Pattern = tuple[tuple[Training, ...], bool]
 """What is trained of a block: its matrices, and its norms."""
 
@@ -275,7 +298,8 @@ def _blocks(
     """Add up the blocks from the first one up."""
     known: dict[tuple[Pattern, bool], Saved] = {}
     kept = scores = fixed = streams = aimed = last_aimed = 0.0
-    first = last = (0.0, 0.0, 0.0, 0.0)
+    first = (0.0, 0.0, 0.0, 0.0)
+    backward: list[tuple[float, float, Needed]] = []
     stream = float(how.form.stream * part.hidden)
     goes_back = False
     for index, pattern in enumerate(patterns):
@@ -310,13 +334,16 @@ def _blocks(
             last_aimed, beside = beside, 0.0
         # Of attention's moment: its queries, keys, values and output have gradients too.
         around = extra + 4.0 * how.form.compute * part.attention_width
-        last = (extra + beside, extra_scores, around, extra_scores + saved.scores_work)
+        needed = (extra + beside, extra_scores, around, extra_scores + saved.scores_work)
+        backward.append((own, own_scores, needed))
         if not goes_back:
-            first = (own + last[0], own_scores + last[1], own + around, own_scores + last[3])
+            first = (own + needed[0], own_scores + needed[1], own + around, own_scores + needed[3])
             goes_back = True
+    last = backward[-1][2] if backward else (0.0, 0.0, 0.0, 0.0)
+    earlier = _last_recomputed(backward, STEPS.get(how.checkpointing, 1))
     wide, kernel = how.form.compute, (part.heads * (4.0 + 2 * how.form.compute) if how.attention == EAGER else 0.0)
     return Part(
-        kept, scores, fixed, aimed, last[0], last[1], last_aimed, last[2], last[3], *first, streams=streams,
+        kept, scores, fixed, aimed, last[0], last[1], last_aimed, last[2], last[3], *earlier, *first, streams=streams,
         goes_back=goes_back,
         forward=wide * 2 * part.ffn + 3.0 * how.form.stream * part.hidden, forward_scores=kernel,
     )  # fmt: skip

@@ -28,6 +28,8 @@ class Gathered:
     """While the head goes back."""
     last: float = 0.0
     """While the LLM's last block does."""
+    earlier: float = 0.0
+    """While one before it does."""
     first: float = 0.0
     tower: float = 0.0
     embedding: float = 0.0
@@ -47,7 +49,7 @@ def gathered(count: Counts, form: Formats, strategy: str, sharding: str, shards:
         return Gathered(head=cast * count.head_trained)  # autocast's gradient, before it is fp32
     if strategy == "zero3":
         live = float(form.compute) * min(ZERO_LIVE, count.trained + count.frozen_matrices + count.frozen_others)
-        return Gathered(live, 0.0, live, live, live, live, live)
+        return Gathered(live, 0.0, live, live, live, live, live, live)
     if loop.fsdp == 1:
         return _flat(count, form, loop)
     return _fully_sharded(count, form, sharding, loop)
@@ -61,7 +63,7 @@ def _flat(count: Counts, form: Formats, loop: Software) -> Gathered:
     first = root + block
     if loop.keeps_gathered and count.trained == 0:
         first = max(first, wide * count.frozen_matrices + loop.quantised_bytes * count.quantised)
-    return Gathered(root, 0.0, root, root + block, first, root + wide * count.tower_block, root)
+    return Gathered(root, 0.0, root, root + block, root + block, first, root + wide * count.tower_block, root)
 
 
 def _fully_sharded(count: Counts, form: Formats, sharding: str, loop: Software) -> Gathered:
@@ -81,6 +83,7 @@ def _fully_sharded(count: Counts, form: Formats, sharding: str, loop: Software) 
         received=head + wide * count.block,  # the block before it stays until the head has been copied out
         head=kept + (reducing * count.head_trained if count.head_trained and not is_tied else head + root),
         last=back + 4.0 * max(count.block_trained, 0.0 if is_tied else count.head_trained),
+        earlier=back + 4.0 * count.block_trained,
         first=max(2 * block, kept_first) + (wide + 4.0) * count.block_trained + root,
         tower=max(2 * tower, kept_tower) + reducing * (count.tower_block if count.tower_trained else 0.0) + root,
         embedding=reducing * (count.head_trained if is_tied else count.trained_embedding),

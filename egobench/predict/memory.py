@@ -184,6 +184,7 @@ WORDS: Final = {
     "activations of the LLM": "checkpointing {checkpointing}, attention {attention}",
     "activations at the head": "what the last norm reads and makes",
     "last block of the LLM": "what is computed again, and gradients while it goes back",
+    "last block of the LLM that is computed again": "the same, where blocks above it are kept and have gone back",
     "first block of the LLM": "what it kept or computes again, and gradients while it goes back",
     "logits": "loss {loss}",
     "weights cast by autocast": "16-bit copies of trained weights",

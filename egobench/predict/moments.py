@@ -1,10 +1,10 @@
 """The moments of an update that may be its peak, as sums of parts that are linear in the size of a micro-batch.
 
 `gather`: the head is gathered. `forward`: the forward pass has ended, and the loss is being made. `loss`: the loss goes
-back. `head`: so does the head. `backward`: the LLM's last block, with all activations still there. `backward_end`: its
-first block, with nearly all gradients. `tower`: the same of the tower, or its forward pass. `embedding`: the last
-gradient. `optimizer`: the update. `load`: before any of it. Where attention keeps scores, the two of a block have a
-second one, of attention.
+back. `head`: so does the head. `backward`: the LLM's last block, with all activations still there. `backward, again`:
+the last one that is computed again, where some are kept. `backward_end`: its first block, with nearly all gradients.
+`tower`: the same of the tower, or its forward pass. `embedding`: the last gradient. `optimizer`: the update. `load`:
+before any of it. Where attention keeps scores, those of a block have a second one, of attention.
 """
 
 from __future__ import annotations
@@ -194,6 +194,15 @@ def _in_llm(cast: Cast) -> tuple[Moment, ...]:
         Moment("backward", (*after_head, (last, Linear(fixed, llm.last, 0.0, llm.last_scores, llm.last_aimed)))),
         Moment("backward_end", (*after_llm, (first, Linear(fixed, llm.first, score=llm.first_scores)))),
     ]
+    if llm.earlier:
+        earlier = [*after_head[:-1], (GATHERED_BACK, Linear(whole.earlier))]
+        again = "last block of the LLM that is computed again"
+        made.append(
+            Moment("backward, again", (*earlier, (again, Linear(fixed, llm.earlier, score=llm.earlier_scores))))
+        )
+        if llm.earlier_attention_scores > llm.earlier_scores:
+            at_once = Linear(fixed, llm.earlier_attention, score=llm.earlier_attention_scores)
+            made.append(Moment(f"backward, again{OF_SCORES}", (*earlier, (again, at_once))))
     if llm.last_attention_scores:
         at_last = Linear(fixed, llm.last_attention, score=llm.last_attention_scores)
         at_first = Linear(fixed, llm.first_attention, score=llm.first_attention_scores)

@@ -53,6 +53,7 @@ def reduced(
     return Gathered(
         head=wide * count.head_trained,
         last=buffers + tied + (2 * wide * head + cast + own_gradients if head > BUCKET else 0.0),
+        earlier=going_back + copied,
         first=going_back + copied,
         tower=going_back + copied * (count.tower_trained > 0),
         embedding=buffers + own_gradients + cast + at_end,

@@ -34,6 +34,7 @@ def part(found: Setting, moment: str, name: str) -> float:
     return sum(one.num_bytes for one in phases[moment].parts if one.name == name)
 
 
+LLM_ALONE = text_only(LLM)
 NUMBERS = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960 + 2 * 1536) + 1536 + 2 * 151674 * 1536
 
 
@@ -241,3 +242,63 @@ def test_frozen_weights_stay_whole_in_torch_2_0() -> None:
     gathered = "gathered weights, and gradients that are reduced"
     assert part(first, "backward", gathered) == part(since, "backward", gathered)
     assert part(first, "backward_end", gathered) > 10 * part(since, "backward_end", gathered)
+
+
+RETURNED = 1536 + 256 + 256 + 1536 + 8960 + 8960 + 1536
+"""By the products of a block, without its adapters."""
+
+
+@pytest.mark.parametrize("compile, dropped", [("off", 0), ("blocks", 2 * 1536)])
+def test_selective_keeps_what_adapters_return_and_a_compiler_not_what_is_only_added(compile: str, dropped: int) -> None:
+    one = setting(method="lora", precision="bf16_pure", checkpointing="selective", compile=compile)
+    of_block = 2 * (2 * RETURNED + 7 * 16 - dropped + 1536) + 4 * 12 + 2 * 1536
+    assert part(one, "loss", "activations of the LLM") == 28 * of_block * 2 * 1024
+
+
+def test_selective_keeps_the_matrices_by_which_dora_measures_rows() -> None:
+    axes = {"precision": "bf16_pure", "checkpointing": "selective"}
+    lora, dora = (part(setting(method=name, **axes), "loss", "activations of the LLM") for name in ("lora", "dora"))
+    sizes = [(1536, 1536), (1536, 256), (1536, 256), (1536, 1536), (1536, 8960), (1536, 8960), (8960, 1536)]
+    assert dora - lora == 28 * 2 * sum(inputs * (16 + outputs) for inputs, outputs in sizes)
+
+
+def test_a_compiler_adds_the_stream_up_again() -> None:
+    def saved(name: str) -> float:
+        eager, compiled = (setting(compile=one, precision="bf16_pure") for one in ("off", "blocks"))
+        return part(eager, "loss", name) - part(compiled, "loss", name)
+
+    # The second norm keeps nothing: the layer scale has what attention adds to the stream.
+    assert saved("activations of the tower") == 4 * 1025 * 24 * 2 * 1024
+    # Here that is kept in the stream's place; what goes are fp32 copies of two norms, and a SiLU.
+    assert saved("activations of the LLM") == 2 * 1024 * 28 * (2 * 4 * 1536 + 2 * 8960)
+
+
+def test_shard_grad_op_holds_whole_gradients_between_micro_steps() -> None:
+    axes = {"strategy": "fsdp", "gpus": 4, "sharding": "shard_grad_op"}
+    once, twice = (setting(LLM_ALONE, num_accumulation_steps=steps, **axes) for steps in (1, 2))
+    assert part(once, "loss", "gradients") == 0 and part(twice, "loss", "gradients") == 4 * NUMBERS
+    assert part(twice, "optimizer", "gradients") == part(once, "optimizer", "gradients") == NUMBERS
+
+
+def test_shard_grad_op_cuts_up_what_has_gone_back() -> None:
+    gathered = "gathered weights, and gradients that are reduced"
+    one = setting(LLM_ALONE, strategy="fsdp", gpus=4, sharding="shard_grad_op")
+    assert part(one, "backward", gathered) > 2 * NUMBERS > 3 * part(one, "backward_end", gathered)
+
+
+def test_zero_1_reduces_accumulated_gradients_when_all_are_there() -> None:
+    gathered = "gathered weights, and gradients that are reduced"
+    one = setting(LLM_ALONE, strategy="zero1", gpus=4, num_accumulation_steps=2)
+    assert part(one, "backward", gathered) == part(one, "backward_end", gathered) == 0
+    assert part(one, "embedding", gathered) > 2 * 2 * 500_000_000
+
+
+def test_where_every_second_block_is_kept_the_last_that_is_not_may_need_most() -> None:
+    axes = {"rows": 16, "loss": "chunked", "strategy": "fsdp", "gpus": 8}
+
+    def sizes(checkpointing: str) -> dict[str, float]:
+        phases = explain(setting(checkpointing=checkpointing, **axes)).phases
+        return {phase.name: sum(one.num_bytes for one in phase.parts) for phase in phases}
+
+    every = sizes("every_2")
+    assert every["backward, again"] > 1.04 * every["backward"] and "backward, again" not in sizes("full")
