@@ -7,17 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from egobench.predict.activations import (
-    EAGER,
-    FLASH,
-    How,
-    Method,
-    Part,
-    head_kept,
-    llm_part,
-    projector_kept,
-    tower_part,
-)
+from egobench.predict.activations import Method, Part, head_kept, llm_part, projector_kept, tower_part
+from egobench.predict.block import EAGER, FLASH, How
 from egobench.predict.constants import SOFTWARE, Constants, Software
 from egobench.predict.formats import Formats, formats
 from egobench.predict.logits import logits

@@ -107,12 +107,11 @@ def states(
         gradients = (6 if is_whole else 4) * count.updated
     is_in_pieces = strategy in ("zero1", "zero2") and not is_summed and not is_whole
     head = form.gradient * count.head_trained
-    blocks = head + form.gradient * count.blocks_trained
     split, split_gradients = (shards if is_split else 1), (shards if is_split and not is_whole else 1)
     per = {
         "parameters": whole / (shards if strategy in SHARDED else 1),
         "gradients": gradients / split_gradients,
-        "blocks_gradients": blocks / split_gradients,
+        "blocks_gradients": (head + form.gradient * count.blocks_trained) / split_gradients,
         "moments": moments / split,
         "step_temporary": _temporary(count, form, strategy, optimizer, is_summed, split),
     }
@@ -129,10 +128,7 @@ def states(
     is_buffered = is_whole and form.gradient == 4  # its buffers stay from one micro-step to the next
     own = per["gradients"] if is_in_pieces and is_accumulated else 0.0
     kept = per["gradients"] * (strategy in ("ddp", "zero3") or is_accumulated)
-    if is_accumulated and loop.waits_to_reduce and strategy == "fsdp" and sharding == "full_shard":
-        kept = max(kept, form.compute * count.updated)
-    if is_accumulated and loop.holds_gradients and strategy == "fsdp" and sharding == "shard_grad_op":
-        kept = 4.0 * count.updated
+    kept = max(kept, is_accumulated * _whole_gradients(count, form, strategy, sharding, loop))
     return States(
         **per,
         whole=whole,
@@ -151,3 +147,12 @@ def states(
         if strategy in ("zero1", "zero2")
         else gathered(count, form, strategy, sharding, shards, loop),
     )
+
+
+def _whole_gradients(count: Counts, form: Formats, strategy: str, sharding: str, loop: Software) -> float:
+    """Return the bytes of gradients that FSDP holds whole between micro-steps."""
+    if strategy != "fsdp":
+        return 0.0
+    if sharding == "full_shard":
+        return form.compute * count.updated * loop.waits_to_reduce
+    return 4.0 * count.updated * (loop.holds_gradients and sharding == "shard_grad_op")

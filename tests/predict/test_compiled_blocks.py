@@ -12,7 +12,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from egobench.models.parts import llm_blocks, tower_blocks
-from egobench.predict.activations import block
+from egobench.predict.block import block
 from egobench.predict.constants import SOFTWARE
 from egobench.predict.formats import formats
 from egobench.predict.models import shape_of_dims
