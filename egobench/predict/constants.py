@@ -93,7 +93,7 @@ class Software:
     waits_to_reduce: bool = False
     """Where micro-steps are accumulated, FSDP adds up whole gradients, and cuts them up in the last one (`no_sync`)."""
     holds_gradients: bool = False
-    """With `shard_grad_op` micro-steps add up whole gradients, in fp32, until the last one reduces them."""
+    """With `shard_grad_op` micro-steps add up whole gradients until the last one reduces them."""
     loads_whole: bool = False
     """FSDP cuts up a model that every rank holds whole; the peak may lie there."""
     saves_4bit_inputs: bool = False

@@ -155,4 +155,4 @@ def _whole_gradients(count: Counts, form: Formats, strategy: str, sharding: str,
         return 0.0
     if sharding == "full_shard":
         return form.compute * count.updated * loop.waits_to_reduce
-    return 4.0 * count.updated * (loop.holds_gradients and sharding == "shard_grad_op")
+    return form.gradient * count.updated * (loop.holds_gradients and sharding == "shard_grad_op")
