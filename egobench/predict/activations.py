@@ -18,7 +18,6 @@ class Part:
 
     kept: float = 0.0
     kept_scores: float = 0.0
-    kept_fixed: float = 0.0
     aimed: float = 0.0
     """Of the last block, what it keeps at supervised positions only."""
     last: float = 0.0
@@ -89,7 +88,7 @@ def _blocks(
 ) -> Part:
     """Add up the blocks from the first one up."""
     known: dict[tuple[Pattern, bool], Saved] = {}
-    kept = scores = fixed = streams = aimed = last_aimed = 0.0
+    kept = scores = streams = aimed = last_aimed = 0.0
     first = (0.0, 0.0, 0.0, 0.0)
     backward: list[tuple[float, float, Needed]] = []
     stream = float(how.form.stream * part.hidden)
@@ -110,7 +109,6 @@ def _blocks(
             network = saved.network
         elif how.checkpointing == "selective":
             own, own_scores = saved.selective, saved.selective_scores
-            fixed += saved.selective_fixed
             extra, extra_scores = max(0.0, saved.attention - saved.shared), saved.scores
             network = saved.network
         else:
@@ -135,7 +133,7 @@ def _blocks(
     earlier = _last_recomputed(backward, STEPS.get(how.checkpointing, 1))
     wide, kernel = how.form.compute, (part.heads * (4.0 + 2 * how.form.compute) if how.attention == EAGER else 0.0)
     return Part(
-        kept, scores, fixed, aimed, last[0], last[1], last_aimed, last[2], last[3], *earlier, *first, streams=streams,
+        kept, scores, aimed, last[0], last[1], last_aimed, last[2], last[3], *earlier, *first, streams=streams,
         goes_back=goes_back,
         forward=wide * 2 * part.ffn + 3.0 * how.form.stream * part.hidden, forward_scores=kernel,
     )  # fmt: skip

@@ -57,8 +57,6 @@ class Saved:
     shared: float = 0.0
     """Of that, what the recomputed block would keep anyway."""
     selective_scores: float = 0.0
-    selective_fixed: float = 0.0
-    """Whatever the size of a micro-batch."""
 
     @property
     def whole(self) -> float:
@@ -145,7 +143,6 @@ def block(
         selective=_products(part, trainings, is_norm_trained, how) + form.stream * hidden,
         shared=shared,
         selective_scores=part.heads * float(form.compute) if how.attention == EAGER else 0.0,
-        selective_fixed=_measured_rows(part, trainings, how),
     )
 
 
@@ -160,21 +157,6 @@ def _products(part: TowerShape | LlmShape, trainings: Sequence[Training], is_nor
     if how.selects_half:
         numbers = numbers[::2]
     return float(how.form.compute * (sum(numbers) + part.attention_width) + 4 * part.heads)
-
-
-def _measured_rows(part: TowerShape | LlmShape, trainings: Sequence[Training], how: How) -> float:
-    """Return what DoRA's products with a unit matrix return, by which PEFT learns how long the rows of a weight are.
-
-    They are products like others, and kept; a compiler sees that nothing reads them.
-    """
-    if how.is_compiled:
-        return 0.0
-    numbers = [
-        matrix.inputs * (one.rank + matrix.outputs)
-        for one, matrix in zip(trainings, part.matrices().values(), strict=True)
-        if one.is_dora
-    ]
-    return float(how.form.compute * sum(numbers))
 
 
 def _attention(

@@ -103,7 +103,7 @@ class Cast:
         return [
             (
                 "activations of the tower",
-                Linear(tower.kept_fixed, image=tower.kept * each + tower.kept_scores * each**2),
+                Linear(image=tower.kept * each + tower.kept_scores * each**2),
             ),
             ("activations of the projector", Linear(image=self.projector)),
         ]
@@ -112,7 +112,7 @@ class Cast:
     def activations(self) -> list[Named]:
         """Return all that is kept until the LLM goes back."""
         llm = self.llm
-        kept = Linear(llm.kept_fixed, llm.kept, score=llm.kept_scores, supervised=llm.aimed)
+        kept = Linear(position=llm.kept, score=llm.kept_scores, supervised=llm.aimed)
         return [*self.seen, ("activations of the LLM", kept)]
 
     def tower_work(self) -> Linear:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from egobench.errors import EnvironmentProblem, InvalidInput, Mistake
-from egobench.models.parts import core, head, llm_blocks, projector
+from egobench.models.parts import core, head, llm_blocks, projector, tower
 from egobench.spec import axes as tables
 from egobench.train.methods import trains_projector
 from egobench.train.precision import Precision
@@ -123,9 +123,45 @@ def _adapt(model: nn.Module, axes: Mapping[str, Any], *, has_lengths: bool = Fal
     )
     is_meta = next(model.parameters()).is_meta
     adapted: nn.Module = peft.get_peft_model(model, config, low_cpu_mem_usage=is_meta)
-    if precision.autocast is not None and not has_lengths:  # DoRA measures rows in the format of its input
+    if has_lengths:
+        _measure_without_graph(adapted)
+        if axes["strategy"] == "zero3":
+            _give_gradients(adapted, axes)
+    elif precision.autocast is not None:  # DoRA measures rows in the format of its input
         _keep_inputs(adapted)
     return adapted
+
+
+def _measure_without_graph(adapted: nn.Module) -> None:
+    """Have PEFT multiply B by A, of whose product DoRA takes the rows' lengths as constants, outside the graph.
+
+    PEFT detaches it, but `selective` would keep it till the backward pass: 2 bytes for every number of the weight.
+    """
+    modules: list[Any] = list(adapted.modules())
+    for module in modules:
+        if hasattr(module, "get_lora_weight"):
+            module.get_lora_weight = torch.no_grad()(module.get_lora_weight)
+
+
+def _give_gradients(adapted: nn.Module, axes: Mapping[str, Any]) -> None:
+    """Have embeddings below the first adapters require a gradient that nobody uses.
+
+    DeepSpeed 0.19.8 cuts B up again before its gradient has been added, where what goes into A has none: "The size of
+    tensor a (0) must match the size of tensor b (16)". So it is in the first block of a tower, or of an LLM over a
+    frozen projector.
+    """
+    if any(hasattr(module, "lora_A") for module in tower(adapted).modules()):
+        below = "vision_tower.embeddings"
+    elif not trains_projector(axes):
+        below = "language_model.embed_tokens"
+    else:
+        return
+
+    def require(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            (output[0] if isinstance(output, tuple) else output).requires_grad_()
+
+    core(adapted).model.get_submodule(below).register_forward_hook(require)
 
 
 def _keep_inputs(adapted: nn.Module) -> None:

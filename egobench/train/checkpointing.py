@@ -95,4 +95,6 @@ def _keep_costly() -> Any:
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     name = operator.name().partition(".")[0]
-    return CheckpointPolicy.MUST_SAVE if name in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    # What has no gradient no backward pass needs: DoRA's products of weights.
+    is_kept = name in KEPT and torch.is_grad_enabled()
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -30,6 +30,8 @@ from egobench.train.rank import Rank
 from egobench.train.strategies.zero import import_deepspeed
 
 STAGES = ("zero1", "zero2", "zero3")
+BELOW_ALL: Axes = {"method": "dora", "lora_targets": "all-linear", "projector": "frozen", "checkpointing": "selective"}
+"""What goes into the first adapters has no gradient."""
 QUICK: dict[str, Axes] = {
     "zero1": {"strategy": "zero1"},
     "zero2_accumulated": {"strategy": "zero2", "num_accumulation_steps": 2},
@@ -37,6 +39,7 @@ QUICK: dict[str, Axes] = {
     "zero2_bf16": {"strategy": "zero2", "precision": "bf16"},
     "zero3": {"strategy": "zero3"},
     "zero3_lora": {"strategy": "zero3", "method": "lora"},
+    "zero3_dora": {"strategy": "zero3", **BELOW_ALL},
 }
 MORE: dict[str, Axes] = {
     "zero1_accumulated": {"strategy": "zero1", "num_accumulation_steps": 2},
@@ -51,6 +54,7 @@ MORE: dict[str, Axes] = {
 ALONE: dict[str, Axes] = {
     "plain": {},
     "lora": {"method": "lora"},
+    "dora": BELOW_ALL,
     "bf16": {"precision": "bf16"},
     "bf16_pure": {"precision": "bf16_pure"},
 }
