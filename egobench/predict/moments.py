@@ -101,10 +101,7 @@ class Cast:
         """Return the activations of the tower and of the projector."""
         tower, each = self.tower, self.tower_positions
         return [
-            (
-                "activations of the tower",
-                Linear(image=tower.kept * each + tower.kept_scores * each**2),
-            ),
+            ("activations of the tower", Linear(image=tower.kept * each + tower.kept_scores * each**2)),
             ("activations of the projector", Linear(image=self.projector)),
         ]
 
