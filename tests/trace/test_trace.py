@@ -201,10 +201,10 @@ def test_the_pool_outlives_its_processes(tmp_path: Path, monkeypatch: pytest.Mon
     formats = ("bf16", "fp16", "bf16_pure", "fp32")
     requests = [request_of(trial_of(tmp_path, {"precision": one}), some_batch()) for one in formats]
     told: list[int] = []
-    found = pool.trace_all(asked(tmp_path, *requests, limit_s=15), lambda number, traced: told.append(number))
+    found = pool.trace_all(asked(tmp_path, *requests, limit_s=8), lambda number, traced: told.append(number))
     assert [one.reason for one in found] == [
         "not traced: its process ended with signal SIGSEGV",
-        "not traced: it took more than 15 s",
+        "not traced: it took more than 8 s",
         "not traced: ValueError: no such thing",
         "",
     ]
