@@ -24,12 +24,9 @@ def _llm(
     return text_only(shape)
 
 
-def _mpt(hidden: int, layers: int, heads: int) -> ModelShape:
-    return _llm(hidden, layers, heads, heads, 4 * hidden, 50368, is_tied=True, is_gated=False)
-
-
-def _opt(hidden: int, layers: int, heads: int) -> ModelShape:
-    return _llm(hidden, layers, heads, heads, 4 * hidden, 50272, is_tied=True, is_gated=False)
+def _gpt(hidden: int, layers: int, heads: int, vocab: int) -> ModelShape:
+    """Return one of GPT-2's kind: a tied head, every head its own keys, two matrices of a feed-forward network."""
+    return _llm(hidden, layers, heads, heads, 4 * hidden, vocab, is_tied=True, is_gated=False)
 
 
 def _llava(llm: ModelShape) -> ModelShape:
@@ -88,8 +85,11 @@ _YI: Final = {
     "34b": _llm(7168, 60, 56, 8, 20480, 64000),
 }
 _OPT: Final = {
-    "125m": (768, 12, 12), "1.3b": (2048, 24, 32), "2.7b": (2560, 32, 32), "6.7b": (4096, 32, 32),
-    "13b": (5120, 40, 40), "30b": (7168, 48, 56), "66b": (9216, 64, 72),
+    size: _gpt(hidden, layers, heads, 50272)
+    for size, hidden, layers, heads in (
+        ("125m", 768, 12, 12), ("1.3b", 2048, 24, 32), ("2.7b", 2560, 32, 32), ("6.7b", 4096, 32, 32),
+        ("13b", 5120, 40, 40), ("30b", 7168, 48, 56), ("66b", 9216, 64, 72),
+    )
 }  # fmt: skip
 _MISTRAL: Final = _llm(4096, 32, 32, 8, 14336, 32000)
 _PHI_3_MINI: Final = _llm(3072, 32, 32, 32, 8192, 32064)
@@ -149,7 +149,7 @@ MODELS: Final[dict[str, ModelShape]] = {
     "gpt-j-6b": _llm(4096, 28, 16, 16, 16384, 50400, is_gated=False),
     "gpt-neox-20b": _llm(6144, 44, 64, 64, 24576, 50432, is_gated=False),
     **{
-        f"mpt-{size}": _mpt(hidden, layers, heads)
+        f"mpt-{size}": _gpt(hidden, layers, heads, 50368)
         for size, hidden, layers, heads in (
             ("125m", 768, 12, 12), ("350m", 1024, 24, 16), ("760m", 1536, 24, 12), ("1b", 2048, 24, 16),
             ("3b", 2560, 32, 20), ("7b", 4096, 32, 32), ("13b", 5120, 40, 40), ("30b", 7168, 48, 56),
@@ -157,7 +157,7 @@ MODELS: Final[dict[str, ModelShape]] = {
         )
     },
     **{
-        f"gpt-{size}": _llm(hidden, layers, heads, heads, 4 * hidden, vocab, is_tied=True, is_gated=False)
+        f"gpt-{size}": _gpt(hidden, layers, heads, vocab)
         for size, hidden, layers, heads, vocab in (
             ("2", 768, 12, 12, 50257), ("2-124m", 768, 12, 12, 50257), ("2-medium", 1024, 24, 16, 50257),
             ("2-large", 1280, 36, 20, 50257),
@@ -165,12 +165,11 @@ MODELS: Final[dict[str, ModelShape]] = {
             ("3-760m", 1536, 24, 16, 50264), ("3-1.3b", 2048, 24, 16, 50264), ("3-2.7b", 2560, 32, 20, 50264),
         )
     },
-    **{f"opt-{size}": _opt(*dims) for size, dims in _OPT.items()},
+    **{f"opt-{size}": shape for size, shape in _OPT.items()},
     # EVA's g/14; 32 learned queries read it in a Q-Former of 188M, of which the projector here is a sixth.
     **{
-        f"blip-2-opt-{size}": ModelShape(TowerShape(1408, 39, 16, 6144, 224, 14, 3), _opt(*dims).llm, 8**-0.5)
-        for size, dims in _OPT.items()
-        if size in ("2.7b", "6.7b")
+        f"blip-2-opt-{size}": ModelShape(TowerShape(1408, 39, 16, 6144, 224, 14, 3), _OPT[size].llm, 8**-0.5)
+        for size in ("2.7b", "6.7b")
     },
     # Its tower is OpenCLIP's bigG; 256 learned queries read it, which two matrices stand for here.
     "qwen-vl": ModelShape(TowerShape(1664, 48, 16, 8192, 448, 14, 3), _QWEN["7b"].llm, 0.5),

@@ -116,6 +116,7 @@ def _count(shape: ModelShape, trained: Trained, method: str) -> Counts:
         frozen_matrices += _projector(shape)  # PEFT keeps the original of a module that is trained whole
     block, last = sum(map(size_of, llm.matrices().values())), llm.block(llm.layers - 1)
     first = _adapters_of(shape, trained, last)
+    unquantised = (0 if quantised else block) + llm.num_others + first
     return Counts(
         trained=whole + head_trained + (embedding if is_embedding_trained and is_separate else 0),
         trained_embedding=(embedding or head) if is_embedding_trained else 0.0,
@@ -128,8 +129,8 @@ def _count(shape: ModelShape, trained: Trained, method: str) -> Counts:
         trained_blocks=of_blocks,
         trained_tower=of_tower,
         head_trained=head_trained,
-        block=(0 if quantised else block) + llm.num_others + first,
-        other_blocks=(llm.layers - 1) * ((0 if quantised else block) + llm.num_others + first),
+        block=unquantised,
+        other_blocks=(llm.layers - 1) * unquantised,
         block_quantised=block if quantised else 0,
         block_trained=(block + llm.num_others if last in trained.others else 0) + first,
         tower_block=sum(map(size_of, shape.tower.matrices().values())) if shape.tower.layers else 0,

@@ -17,15 +17,9 @@ BUCKET: Final = 500_000_000
 
 
 def reduced(
-    count: Counts,
-    form: Formats,
-    own_gradients: float,
-    num_shards: int,
-    is_cast: bool,
-    *,
-    has_buffers: bool,
+    count: Counts, form: Formats, own_gradients: float, num_shards: int, is_cast: bool, *, has_buffers: bool,
     is_late: bool,
-) -> Gathered:
+) -> Gathered:  # fmt: skip
     """Return it by the moment.
 
     Two buffers come with the first gradient. A bucket is copied whole when it is reduced; a gradient larger than a
@@ -47,16 +41,17 @@ def reduced(
         at_end = wide * (embedding + min(BUCKET, total - embedding))
     else:
         at_end = wide * total
-    going_back = buffers + own_gradients + tied + cast
+    at_end += buffers + own_gradients + cast
     if is_late:
-        return Gathered(head=wide * count.head_trained, embedding=going_back - tied + at_end)
+        return Gathered(head=wide * count.head_trained, embedding=at_end)
+    going_back = buffers + own_gradients + tied + cast
     return Gathered(
         head=wide * count.head_trained,
         last=buffers + tied + (2 * wide * head + cast + own_gradients if head > BUCKET else 0.0),
         earlier=going_back + copied,
         first=going_back + copied,
         tower=going_back + copied * (count.tower_trained > 0),
-        embedding=buffers + own_gradients + cast + at_end,
+        embedding=at_end,
     )
 
 

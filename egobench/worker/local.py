@@ -9,6 +9,7 @@ import select
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 from egobench.probes.pulse import PulseReading, read_pulse
@@ -126,7 +127,7 @@ class LocalRanks:
     def dump_stacks(self) -> frozenset[int]:
         """Have every living rank write its stack to its log; return those that wait inside the framework."""
         living = {rank: reading.pid for rank, reading in self.readings.items() if rank not in self.deaths}
-        before = {rank: self._log_size(rank) for rank in living}
+        before = {rank: size_of(self.paths.rank_log(rank)) for rank in living}
         for pid in living.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
@@ -134,16 +135,11 @@ class LocalRanks:
         sizes = before
         while time.monotonic() < deadline:
             time.sleep(_SETTLED_S)
-            last, sizes = sizes, {rank: self._log_size(rank) for rank, pid in living.items() if not _is_gone(pid)}
+            last, writing = sizes, [rank for rank, pid in living.items() if not _is_gone(pid)]
+            sizes = {rank: size_of(self.paths.rank_log(rank)) for rank in writing}
             if all(before[rank] < size == last[rank] for rank, size in sizes.items()):
                 break
         return frozenset(rank for rank in self.readings if _waits_in_framework(self.paths, rank))
-
-    def _log_size(self, rank: int) -> int:
-        try:
-            return self.paths.rank_log(rank).stat().st_size
-        except OSError:
-            return 0
 
     def kill(self) -> None:
         """End all ranks of this node."""
@@ -158,6 +154,14 @@ class LocalRanks:
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; 0 where there is none yet."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_gone(pid: int) -> bool:

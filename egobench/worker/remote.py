@@ -13,7 +13,7 @@ from egobench.probes.pulse import PulseReading
 from egobench.records.rank import RankReport
 from egobench.records.store import TrialPaths
 from egobench.records.trial import Trial
-from egobench.worker.local import STACKS_WITHIN_S
+from egobench.worker.local import STACKS_WITHIN_S, size_of
 from egobench.worker.messages import Farewell, Order, Sighting
 from egobench.worker.process import Usage
 from egobench.worker.team import IDLE_S, Leader, LostNode
@@ -114,7 +114,7 @@ class RemoteRanks:
         deadline = time.monotonic() + _LINES_WITHIN_S
         wanted = {rank: size for farewell in self.farewells.values() for rank, size in farewell.line_bytes.items()}
         while time.monotonic() < deadline:
-            if all(_size(self._paths, rank) >= size for rank, size in wanted.items()):
+            if all(size_of(self._paths.rank_steps(rank)) >= size for rank, size in wanted.items()):
                 return
             time.sleep(IDLE_S)
 
@@ -161,10 +161,3 @@ def _by_our_clock(report: RankReport, ahead_s: float) -> RankReport:
         began_at = summary.began_at - ahead_s if summary.began_at is not None else None
         summary = summary.model_copy(update={"first_step_at": summary.first_step_at - ahead_s, "began_at": began_at})
     return report.model_copy(update={"at": report.at - ahead_s, "summary": summary})
-
-
-def _size(paths: TrialPaths, rank: int) -> int:
-    try:
-        return paths.rank_steps(rank).stat().st_size
-    except OSError:
-        return 0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from egobench.records.outcome import Outcome
-from egobench.records.pulse import read_pulse
 from egobench.records.store import TrialPaths
 from egobench.records.trial import Drill
+from tests.worker.nodes import are_gone, await_it, await_steps
 from tests.worker.trials import (
     make_allocation,
     make_trial,
@@ -120,15 +119,15 @@ def test_killed_allocation_takes_its_ranks_along(tmp_path: Path) -> None:
     paths = make_allocation(tmp_path, [make_trial("long", steps=10_000)])
     trial = TrialPaths(tmp_path / "long" / "0")
     worker = start_worker(paths.allocation)
-    pids = _await_steps(trial)
+    pids = await_steps(trial, 2, timeout_s=60)
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
-    _await_gone(pids)
+    await_it(lambda: are_gone(pids), "ranks outlived their allocation", 30)
     assert not trial.outcome.exists()
 
     # The same again: attempt 2, with what attempt 1 left moved aside.
     worker = start_worker(paths.allocation)
-    _await_steps(trial, other_than=pids)
+    await_steps(trial, 2, other_than=tuple(pids), timeout_s=60)
     worker.send_signal(signal.SIGTERM)
     worker.communicate(timeout=60)
     found = Outcome.model_validate_json(trial.outcome.read_text())
@@ -145,28 +144,3 @@ def test_replay_by_hand(tmp_path: Path) -> None:
         said, _ = worker.communicate(timeout=120)
         assert worker.returncode == code, said
         assert outcome_of(tmp_path, "one").attempt == attempt
-
-
-def _await_steps(trial: TrialPaths, other_than: list[int] | None = None, timeout_s: float = 60) -> list[int]:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        pulses = [read_pulse(trial.rank_pulse(rank)) for rank in range(2)]
-        pids = [pulse.pid for pulse in pulses if pulse is not None and pulse.step > 2]
-        if len(pids) == 2 and pids != other_than:
-            return pids
-        time.sleep(0.05)
-    raise AssertionError("the ranks never got going")
-
-
-def _await_gone(pids: list[int], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while any(Path(f"/proc/{pid}").exists() and _state(pid) != "Z" for pid in pids):
-        assert time.monotonic() < deadline, "ranks outlived their allocation"
-        time.sleep(0.05)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "Z"
